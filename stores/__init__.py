@@ -1,0 +1,28 @@
+"""Where instances live.
+
+Each store is imported when it is first asked for, so that `import stores` needs no driver.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .memory import MemoryStore
+    from .sqlite import SQLiteStore
+
+__all__ = ["MemoryStore", "SQLiteStore"]
+
+_ROOMS = {"MemoryStore": "memory", "SQLiteStore": "sqlite"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOMS:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

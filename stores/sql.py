@@ -1,0 +1,221 @@
+"""Tables, statements by name, and the way between rows and records.
+
+Columns are the fields of the records, so a record's field is never forgotten by a statement. Times
+are whole microseconds since 1970 UTC. Texts are SQLite's; PostgreSQL shares columns and mapping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from json import dumps, loads
+from typing import Any, Final, TypeAlias
+
+from msgspec.structs import astuple
+
+from workflow.record import Due, Head, Line
+
+Row: TypeAlias = tuple[Any, ...]
+
+LINE: Final = Line.__struct_fields__
+HEAD: Final = Head.__struct_fields__
+DUE: Final = Due.__struct_fields__
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_OWES, _AT = LINE.index("owes"), LINE.index("at")
+_STARTED, _CHANGED = HEAD.index("started_at"), HEAD.index("changed_at")
+_KEPT = ("workflow", "id", "started_at")
+"""Fields of a head that a move leaves as they are."""
+
+
+def _names(fields: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in fields)
+
+
+def _marks(fields: Sequence[str]) -> str:
+    return ", ".join("?" * len(fields))
+
+
+# --- schema -----------------------------------------------------------------------------------------
+
+STEPS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE line (
+            pos INTEGER PRIMARY KEY AUTOINCREMENT,
+            workflow TEXT NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL,
+            kind TEXT NOT NULL, source TEXT, event TEXT, target TEXT NOT NULL, status TEXT NOT NULL,
+            commit_id TEXT NOT NULL, "by" TEXT NOT NULL, "key" TEXT, payload TEXT,
+            context_seq INTEGER NOT NULL, context TEXT, labels TEXT, goal INTEGER, below INTEGER, undoes INTEGER,
+            owes TEXT, chain INTEGER NOT NULL, version INTEGER NOT NULL, reason TEXT, at INTEGER NOT NULL)""",
+        "CREATE UNIQUE INDEX line_seq ON line (workflow, id, seq)",
+        'CREATE UNIQUE INDEX line_key ON line (workflow, id, "key") WHERE "key" IS NOT NULL',
+        "CREATE INDEX line_owing ON line (workflow, id, seq) WHERE owes IS NOT NULL",
+        """CREATE TABLE head (
+            workflow TEXT NOT NULL, id TEXT NOT NULL, seq INTEGER NOT NULL, state TEXT NOT NULL, status TEXT NOT NULL,
+            context TEXT NOT NULL, context_seq INTEGER NOT NULL, top INTEGER NOT NULL, goal INTEGER NOT NULL,
+            labels TEXT NOT NULL, reason TEXT, version INTEGER NOT NULL,
+            started_at INTEGER NOT NULL, changed_at INTEGER NOT NULL,
+            PRIMARY KEY (workflow, id)) WITHOUT ROWID""",
+        "CREATE INDEX head_status ON head (workflow, status, id)",
+        """CREATE TABLE due (
+            workflow TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL, at INTEGER NOT NULL,
+            seq INTEGER NOT NULL, number INTEGER NOT NULL, attempt INTEGER NOT NULL, version INTEGER NOT NULL,
+            token TEXT, held INTEGER NOT NULL, body TEXT,
+            PRIMARY KEY (workflow, id, name)) WITHOUT ROWID""",
+        "CREATE INDEX due_at ON due (workflow, at) WHERE NOT held",
+        "CREATE INDEX due_token ON due (workflow, token) WHERE token IS NOT NULL",
+    ),
+)
+"""Step n leads from schema version n to n + 1. A step that was released is never edited."""
+
+MAKE_META: Final = "CREATE TABLE IF NOT EXISTS meta (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)"
+"""Where the schema's version stands."""
+GET_VERSION: Final = "SELECT version FROM meta WHERE one = 1"
+"""The schema's version; no row in a new file."""
+SET_VERSION: Final = "INSERT OR REPLACE INTO meta (one, version) VALUES (1, ?)"
+"""After the last step."""
+
+# --- statements -------------------------------------------------------------------------------------
+
+BEGIN: Final = "BEGIN IMMEDIATE"
+"""Take the write lock first: what is compared cannot change before it is written."""
+PRESENT: Final = "SELECT seq, changed_at FROM head WHERE workflow = ? AND id = ?"
+"""What a change without lines compares."""
+INSERT_HEAD: Final = f"INSERT INTO head ({_names(HEAD)}) VALUES ({_marks(HEAD)}) ON CONFLICT DO NOTHING"
+"""The start of an instance; changes nothing where one is."""
+REPLACE_HEAD: Final = (
+    f"UPDATE head SET {', '.join(f'{f} = ?' for f in HEAD if f not in (*_KEPT, 'changed_at'))}, "
+    "changed_at = max(?, changed_at) WHERE workflow = ? AND id = ? AND seq = ? RETURNING changed_at"
+)
+"""Compare-and-set of a head; answers the stamp, or no row where `seq` is another."""
+INSERT_LINE: Final = f"INSERT INTO line ({_names(LINE)}) VALUES ({_marks(LINE)})"
+"""One line; the unique index on keys refuses a key that was seen."""
+GET_LINE: Final = f"SELECT {_names(LINE)} FROM line WHERE workflow = ? AND id = ? AND seq = ?"
+"""One line by its number."""
+KEYED_LINE: Final = f'SELECT {_names(LINE)} FROM line WHERE workflow = ? AND id = ? AND "key" = ?'
+"""One line by its key."""
+PUT_ABSENT: Final = f"INSERT INTO due ({_names(DUE)}) VALUES ({_marks(DUE)}) ON CONFLICT DO NOTHING"
+"""A due row, only if none of that name is there."""
+PUT_DUE: Final = (
+    f"INSERT INTO due ({_names(DUE)}) VALUES ({_marks(DUE)}) ON CONFLICT (workflow, id, name) DO UPDATE SET "
+    + ", ".join(f"{f} = excluded.{f}" for f in DUE[3:])
+)
+"""A due row in place of the one of that name."""
+GET_DUE: Final = f"SELECT {_names(DUE)} FROM due WHERE workflow = ? AND id = ? AND name = ?"
+"""One due row."""
+DROP_DUE: Final = "DELETE FROM due WHERE workflow = ? AND id = ? AND name = ?"
+"""One due row goes."""
+HOLD_DUE: Final = "UPDATE due SET held = ? WHERE workflow = ? AND id = ?"
+"""All due rows of an instance become held or free."""
+
+RIPE_DUE: Final = (
+    f"SELECT {_names(DUE)} FROM due INDEXED BY due_at "
+    "WHERE workflow = ? AND NOT held AND at <= ? AND version <= ? ORDER BY at LIMIT ?"
+)
+"""What came due in one workflow, earliest first."""
+ORPHAN_DUE: Final = (
+    f"SELECT {_names(DUE)} FROM due INDEXED BY due_token "
+    "WHERE workflow = ? AND token = ? AND NOT held AND version <= ? ORDER BY at LIMIT ?"
+)
+"""What a dead token leaves behind in one workflow."""
+LEASE_DUE: Final = "UPDATE due SET token = ?, at = ?, attempt = attempt + 1 WHERE workflow = ? AND id = ? AND name = ?"
+"""One row gets its owner."""
+RENEW_DUE: Final = "UPDATE due SET at = max(at, ?) WHERE workflow = ? AND id = ? AND name = ? AND token = ?"
+"""One lease gets a later end, if it is still the owner's."""
+NEXT_DUE: Final = (
+    "SELECT at FROM due INDEXED BY due_at WHERE workflow = ? AND NOT held AND version <= ? ORDER BY at LIMIT 1"
+)
+"""When the first row of one workflow comes due."""
+OWNERS: Final = (
+    "SELECT DISTINCT token FROM due INDEXED BY due_token "
+    "WHERE workflow = ? AND token IS NOT NULL AND NOT held AND version <= ?"
+)
+"""Who holds leases in one workflow. Reads the leased rows, not the timers."""
+
+GET_HEAD: Final = f"SELECT {_names(HEAD)} FROM head WHERE workflow = ? AND id = ?"
+"""One head."""
+OWING: Final = (
+    f"SELECT {_names(LINE)} FROM line INDEXED BY line_owing "
+    "WHERE workflow = ? AND id = ? AND seq >= ? AND owes IS NOT NULL ORDER BY seq LIMIT 2"
+)
+"""The first two lines that owe effects; passes over those that owe none without reading them."""
+HISTORY: Final = f"SELECT {_names(LINE)} FROM line WHERE workflow = ? AND id = ? AND seq > ? ORDER BY seq LIMIT ?"
+"""An instance's lines in order."""
+_FILTERS = (
+    "AND id > :after AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states))) "
+    "AND (:before IS NULL OR changed_at < :before) ORDER BY id"
+)
+FIND: Final = f"SELECT {_names(HEAD)} FROM head WHERE workflow = :workflow {_FILTERS}"
+"""Heads of one workflow in order of id; read only as far as the page needs."""
+FIND_STATUS: Final = (
+    f"SELECT {_names(HEAD)} FROM head INDEXED BY head_status WHERE workflow = :workflow AND status = :status {_FILTERS}"
+)
+"""The same of one status."""
+READ: Final = f"SELECT {_names(LINE)}, pos FROM line WHERE pos > ? ORDER BY pos LIMIT ?"
+"""The feed. One writer at a time: positions are given in the order of commits."""
+LAST: Final = "SELECT max(pos) FROM line"
+"""The end of the feed."""
+
+
+# --- rows and records -------------------------------------------------------------------------------
+
+
+def micros(at: datetime) -> int:
+    """A time as it is stored."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def moment(stored: int) -> datetime:
+    """The time that was stored."""
+    return _EPOCH + timedelta(microseconds=stored)
+
+
+def line_row(line: Line, at: int) -> Row:
+    """The values of INSERT_LINE."""
+    row = list(astuple(line))
+    row[_OWES] = dumps(line.owes, ensure_ascii=False) if line.owes else None
+    row[_AT] = at
+    return tuple(row)
+
+
+def line_of(row: Row) -> Line:
+    """The line in a row of LINE columns."""
+    fields = dict(zip(LINE, row, strict=True))
+    fields["owes"] = tuple(loads(fields["owes"])) if fields["owes"] is not None else ()
+    fields["at"] = moment(fields["at"])
+    return Line(**fields)
+
+
+def head_row(head: Head, at: int) -> Row:
+    """The values of INSERT_HEAD for a head that begins now."""
+    row = list(astuple(head))
+    row[_STARTED] = row[_CHANGED] = at
+    return tuple(row)
+
+
+def head_change(head: Head, at: int, seq: int) -> Row:
+    """The values of REPLACE_HEAD for a head that was at `seq`."""
+    row = astuple(head)
+    return (*row[2:_STARTED], at, head.workflow, head.id, seq)
+
+
+def head_of(row: Row) -> Head:
+    """The head in a row of HEAD columns."""
+    fields = dict(zip(HEAD, row, strict=True))
+    fields["started_at"] = moment(fields["started_at"])
+    fields["changed_at"] = moment(fields["changed_at"])
+    return Head(**fields)
+
+
+def due_of(row: Row) -> Due:
+    """The due row in a row of DUE columns."""
+    fields = dict(zip(DUE, row, strict=True))
+    fields["at"] = moment(fields["at"])
+    fields["held"] = bool(fields["held"])
+    return Due(**fields)
+
+
+def due_row(due: Due) -> Row:
+    """The values of PUT_DUE."""
+    workflow, id, name, at, *rest = astuple(due)
+    return (workflow, id, name, micros(at), *rest)

@@ -1,0 +1,634 @@
+"""The conformance suite catches a store that breaks a promise: one broken store for each."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import pytest
+from msgspec.structs import replace
+
+from stores import MemoryStore
+from stores.agenda import Agenda
+from workflow.clock import utcnow
+from workflow.record import (
+    Answer,
+    Change,
+    Commit,
+    Committed,
+    Due,
+    Gone,
+    Head,
+    Lease,
+    Line,
+    Loaded,
+    Lost,
+    Page,
+    Query,
+    Renewed,
+    Wake,
+)
+from workflow.store import Store
+from workflow.testing.conformance import StoreConformance
+
+BROKEN: dict[str, tuple[type[MemoryStore], str]] = {}
+
+
+def caught_by(test: str):
+    """Registers a broken store under the rule it breaks, with the test that must notice."""
+
+    def register(store: type[MemoryStore]) -> type[MemoryStore]:
+        BROKEN[store.__name__] = store, test
+        return store
+
+    return register
+
+
+def suite(store: type[MemoryStore]) -> StoreConformance:
+    class Suite(StoreConformance):
+        lacks = frozenset({"processes", "transaction"})
+
+        async def make(self) -> Store:
+            return store()
+
+        async def reopen(self, store: Store) -> Store:
+            return store
+
+    return Suite()
+
+
+TESTS = [name for name, _ in inspect.getmembers(StoreConformance, inspect.isfunction) if name.startswith("test_")]
+
+
+@pytest.mark.parametrize("name", TESTS)
+async def test_a_whole_store_passes(name):
+    await getattr(suite(MemoryStore), name)()
+
+
+# --- append -----------------------------------------------------------------------------------------
+
+
+@caught_by("test_a_key_is_used_once")
+class ForgetsKeys(MemoryStore):
+    def _write(self, instance, head, lines, stamp):
+        super()._write(instance, head, lines, stamp)
+        instance.keys.clear()
+
+
+@caught_by("test_a_key_is_found_behind_a_stale_seq")
+class LooksForKeysTooLate(MemoryStore):
+    def _refusal(self, commit_id, change):
+        instance = self._instances.get((change.workflow, change.id))
+        stale = instance is not None and instance.seq != change.seq
+        return super()._refusal(commit_id, replace(change, lines=()) if stale else change)
+
+
+@caught_by("test_a_stale_seq_is_refused")
+class IgnoresSeq(MemoryStore):
+    def _refusal(self, commit_id, change):
+        instance = self._instances.get((change.workflow, change.id))
+        return super()._refusal(commit_id, replace(change, seq=instance.seq) if instance else change)
+
+
+@caught_by("test_an_id_is_started_once")
+class StartsTwice(MemoryStore):
+    def _refusal(self, commit_id, change):
+        return super()._refusal(commit_id, change) if change.seq else None
+
+
+@caught_by("test_a_change_without_lines_compares_too")
+class ComparesOnlyLines(MemoryStore):
+    def _refusal(self, commit_id, change):
+        return super()._refusal(commit_id, change) if change.lines else None
+
+
+@caught_by("test_eight_starts_of_one_key_make_one_run")
+class LooksThenWrites(MemoryStore):
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        refusals = [self._refusal(commit.id, commit.changes[0]) for commit in commits]
+        await asyncio.sleep(0)
+        return [refusal or self._blindly(commit) for commit, refusal in zip(commits, refusals, strict=True)]
+
+    def _blindly(self, commit: Commit) -> Answer:
+        return Committed(self._apply(commit.changes[0], commit.now or utcnow()))
+
+
+@caught_by("test_what_cannot_be_written_leaves_nothing")
+class WritesOneByOne(MemoryStore):
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        return [(await MemoryStore.append(self, [commit]))[0] for commit in commits]
+
+
+@caught_by("test_labels_are_replaced_not_merged")
+class MergesLabels(MemoryStore):
+    def _write(self, instance, head, lines, stamp):
+        old = instance.head.labels[:-1] if instance.head is not None else "{"
+        merged = f"{old},{head.labels[1:]}".replace("{,", "{").replace(",}", "}")
+        super()._write(instance, replace(head, labels=merged), lines, stamp)
+
+
+@caught_by("test_no_field_of_the_old_head_survives")
+class KeepsReasons(MemoryStore):
+    def _write(self, instance, head, lines, stamp):
+        reason = head.reason or (instance.head.reason if instance.head else None)
+        super()._write(instance, replace(head, reason=reason), lines, stamp)
+
+
+@caught_by("test_time_never_goes_back_within_an_instance")
+class LetsTimeGoBack(MemoryStore):
+    def _write(self, instance, head, lines, stamp):
+        super()._write(instance, head, lines, self.time)
+
+    def _apply(self, change: Change, now: datetime) -> datetime:
+        self.time = now
+        return super()._apply(change, now)
+
+
+@caught_by("test_the_time_of_a_commit_is_its_argument")
+class FollowsItsOwnClock(MemoryStore):
+    def _apply(self, change: Change, now: datetime) -> datetime:
+        return super()._apply(change, utcnow())
+
+
+@caught_by("test_a_commit_without_a_time_takes_the_store_s")
+class HasTwoClocks(MemoryStore):
+    async def next_due(self, workflows: Mapping[str, int], now: datetime | None = None) -> Wake:
+        wake = await super().next_due(workflows, now)
+        return wake if now else replace(wake, now=wake.now + timedelta(minutes=3))
+
+
+@caught_by("test_a_commit_over_several_instances_leaves_nothing_when_refused")
+class CommitsByHalves(MemoryStore):
+    def _commit(self, commit: Commit) -> Answer:
+        answers = [MemoryStore._commit(self, replace(commit, changes=(c,))) for c in commit.changes]
+        return next((answer for answer in answers if not isinstance(answer, Committed)), answers[0])
+
+
+@caught_by("test_each_commit_has_its_own_answer")
+class AnswersInAnotherOrder(MemoryStore):
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        return sorted(await super().append(commits), key=lambda answer: type(answer).__name__)
+
+
+@caught_by("test_of_two_commits_on_one_instance_the_earlier_goes_first")
+class DoesTheLastFirst(MemoryStore):
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        return list(await super().append(commits[::-1]))[::-1]
+
+
+# --- appended again -----------------------------------------------------------------------------------
+
+
+@caught_by("test_a_commit_that_landed_is_committed")
+class ForgetsCommits(MemoryStore):
+    def _landed(self, commit: Commit) -> None:
+        return None
+
+
+@caught_by("test_it_is_recognised_behind_later_lines")
+class LooksOnlyAtTheLastLine(MemoryStore):
+    def _landed(self, commit: Commit) -> Committed | None:
+        last = self._instances[commit.changes[0].workflow, commit.changes[0].id].lines[-1:]
+        return super()._landed(commit) if last and last[0].commit_id == commit.id else None
+
+
+@caught_by("test_only_the_commit_s_own_id_is_recognised")
+class TakesAnyTwinForItself(MemoryStore):
+    def _landed(self, commit: Commit) -> Committed | None:
+        found = self._instances[commit.changes[0].workflow, commit.changes[0].id].lines
+        return Committed(found[0].at) if found else None
+
+
+@caught_by("test_a_repeat_touches_no_due_row")
+class RepeatsPuts(MemoryStore):
+    def _landed(self, commit: Commit) -> Committed | None:
+        landed = super()._landed(commit)
+        if landed:
+            for change in commit.changes:
+                self._apply(replace(change, lines=(), head=None), landed.at)
+        return landed
+
+
+@caught_by("test_a_commit_over_several_instances_is_recognised")
+class KnowsOnlyTheFirstChange(MemoryStore):
+    def _landed(self, commit: Commit) -> Committed | None:
+        return super()._landed(replace(commit, changes=commit.changes[:1]))
+
+
+@caught_by("test_a_repeat_tells_whether_the_row_is_still_mine")
+class ForgetsTheOwnerOnRepeat(MemoryStore):
+    def _landed(self, commit: Commit) -> Committed | None:
+        landed = super()._landed(commit)
+        return replace(landed, leased=self._queue(commit.changes[0])) if landed else None
+
+
+# --- leases -----------------------------------------------------------------------------------------
+
+
+class _Compares(MemoryStore):
+    """Compares leases in a way of its own."""
+
+    def same(self, row: Due | None, lease: Lease) -> Answer | None:
+        raise NotImplementedError
+
+    def _refusal(self, commit_id, change):
+        free = super()._refusal(commit_id, replace(change, lease=None))
+        if free is not None or change.lease is None:
+            return free
+        return self.same(self._queue(change), change.lease)
+
+
+@caught_by("test_another_attempt_is_lost")
+class SettlesByTokenAlone(_Compares):
+    def same(self, row: Due | None, lease: Lease) -> Answer | None:
+        return Gone() if row is None else None if row.token == lease.token else Lost()
+
+
+@caught_by("test_a_row_at_an_earlier_place_is_lost")
+class IgnoresThePlace(_Compares):
+    def same(self, row: Due | None, lease: Lease) -> Answer | None:
+        same = row and (row.token, row.attempt) == (lease.token, lease.attempt)
+        return Gone() if row is None or row.seq > lease.seq else None if same else Lost()
+
+
+@caught_by("test_a_settle_that_landed_hears_gone")
+class CallsGoneLost(_Compares):
+    def same(self, row: Due | None, lease: Lease) -> Answer | None:
+        same = row and (row.token, row.attempt, row.seq, row.number) == (
+            lease.token,
+            lease.attempt,
+            lease.seq,
+            lease.number,
+        )
+        return None if same else Lost()
+
+
+@caught_by("test_a_foreign_token_is_lost")
+class SettlesForAnybody(_Compares):
+    def same(self, row: Due | None, lease: Lease) -> Answer | None:
+        return Gone() if row is None or (row.seq, row.number) > (lease.seq, lease.number) else None
+
+
+@caught_by("test_leased_is_only_what_this_commit_left_mine")
+class TellsForeignLeases(MemoryStore):
+    def _commit(self, commit: Commit) -> Answer:
+        answer = super()._commit(commit)
+        return replace(answer, leased=self._queue(commit.changes[0])) if isinstance(answer, Committed) else answer
+
+
+@caught_by("test_what_is_no_longer_mine_is_lost_and_untouched")
+class RenewsForeignRows(MemoryStore):
+    async def renew(self, token, rows, lease, now=None) -> Renewed:
+        for workflow, id, name in rows:
+            instance = self._instances.get((workflow, id))
+            if instance and name in instance.due:
+                self._put(instance, replace(instance.due[name], token=token))
+        return await super().renew(token, rows, lease, now)
+
+
+@caught_by("test_renewing_pushes_the_end_of_the_lease")
+class RenewsNothing(MemoryStore):
+    async def renew(self, token, rows, lease, now=None) -> Renewed:
+        return Renewed(frozenset(), now or utcnow())
+
+
+@caught_by("test_a_late_renewal_shortens_nothing")
+class RenewsBackwards(MemoryStore):
+    def _renewed(self, place, token, until) -> bool:
+        workflow, id, name = place
+        mine = super()._renewed(place, token, until)
+        instance = self._instances.get((workflow, id))
+        if mine and instance:
+            self._put(instance, replace(instance.due[name], at=until))
+        return mine
+
+
+# --- due rows ---------------------------------------------------------------------------------------
+
+
+@caught_by("test_many_rows_of_one_time_are_paged")
+class LosesARow(MemoryStore):
+    def _put(self, instance, row):
+        if not row.name.endswith("39"):
+            super()._put(instance, row)
+
+
+@caught_by("test_a_put_replaces_the_row_of_its_name")
+class KeepsSupersededRows(MemoryStore):
+    def _put(self, instance, row):
+        if row.token is not None or row.name not in instance.due:
+            super()._put(instance, row)
+
+
+@caught_by("test_an_absent_put_leaves_the_row")
+class IgnoresAbsent(MemoryStore):
+    def _apply(self, change: Change, now: datetime) -> datetime:
+        return super()._apply(replace(change, puts=tuple(replace(put, absent=False) for put in change.puts)), now)
+
+
+@caught_by("test_drops_go_before_puts")
+class DropsAfterPuts(MemoryStore):
+    def _apply(self, change: Change, now: datetime) -> datetime:
+        stamp = super()._apply(replace(change, drops=()), now)
+        super()._apply(replace(change, lines=(), head=None, puts=(), held=None), now)
+        return stamp
+
+
+@caught_by("test_holding_an_instance_holds_all_its_rows")
+class HoldsOnlyOldRows(MemoryStore):
+    def _apply(self, change: Change, now: datetime) -> datetime:
+        super()._apply(replace(change, lines=(), head=None, puts=(), drops=()), now)
+        return super()._apply(replace(change, held=None), now)
+
+
+@caught_by("test_held_rows_are_never_claimed")
+class ClaimsHeldRows(MemoryStore):
+    def _put(self, instance, row):
+        super()._put(instance, replace(row, held=False))
+
+
+@caught_by("test_concurrent_claims_share_the_rows")
+class ClaimsTwice(MemoryStore):
+    def _lease(self, row: Due, token: str, until: datetime) -> Due:
+        return replace(row, token=token, attempt=row.attempt + 1, at=until)
+
+
+@caught_by("test_a_claimed_row_is_owned")
+class CountsNoAttempts(MemoryStore):
+    def _lease(self, row: Due, token: str, until: datetime) -> Due:
+        return super()._lease(replace(row, attempt=row.attempt - 1), token, until)
+
+
+@caught_by("test_newer_versions_are_left_alone")
+class IgnoresVersions(MemoryStore):
+    def _known(self, workflows: Mapping[str, int]) -> list[Agenda]:
+        return super()._known(dict.fromkeys(workflows, 99))
+
+
+@caught_by("test_only_the_named_workflows_are_claimed")
+class ClaimsForAll(MemoryStore):
+    def _known(self, workflows: Mapping[str, int]) -> list[Agenda]:
+        return super()._known(dict.fromkeys(self._agendas, 99))
+
+
+class _Claims(MemoryStore):
+    """Claims in a way of its own."""
+
+    async def claim(
+        self,
+        workflows: Mapping[str, int],
+        token: str,
+        lease: timedelta,
+        limit: int,
+        dead: Collection[str] = (),
+        now: datetime | None = None,
+    ) -> Sequence[Due]:
+        return await self.changed(workflows, token, lease, limit, dead, now)
+
+    async def changed(self, workflows, token, lease, limit, dead, now) -> Sequence[Due]:
+        raise NotImplementedError
+
+
+@caught_by("test_the_earliest_come_first")
+class ClaimsInAnyOrder(_Claims):
+    async def changed(self, workflows, token, lease, limit, dead, now) -> Sequence[Due]:
+        rows = await super(_Claims, self).claim(workflows, token, lease, limit, dead, now)
+        return sorted(rows, key=lambda row: row.id)
+
+
+@caught_by("test_many_rows_of_one_time_are_paged")
+class ClaimsMoreThanAsked(_Claims):
+    async def changed(self, workflows, token, lease, limit, dead, now) -> Sequence[Due]:
+        return await super(_Claims, self).claim(workflows, token, lease, 2 * limit, dead, now)
+
+
+@caught_by("test_rows_of_the_dead_are_claimed_at_once")
+class WaitsForTheDead(_Claims):
+    async def changed(self, workflows, token, lease, limit, dead, now) -> Sequence[Due]:
+        return await super(_Claims, self).claim(workflows, token, lease, limit, (), now)
+
+
+@caught_by("test_a_claimed_row_is_owned")
+class ClaimsFromTheLiving(_Claims):
+    async def changed(self, workflows, token, lease, limit, dead, now) -> Sequence[Due]:
+        living = {token for agenda in self._known(workflows) for token in agenda.owners()}
+        return await super(_Claims, self).claim(workflows, token, lease, limit, living, now)
+
+
+@caught_by("test_only_what_is_due_is_claimed")
+class ClaimsTooEarly(_Claims):
+    async def changed(self, workflows, token, lease, limit, dead, now) -> Sequence[Due]:
+        early = (now or utcnow()) + timedelta(seconds=1)
+        return await super(_Claims, self).claim(workflows, token, lease, limit, dead, early)
+
+
+@caught_by("test_held_rows_and_newer_versions_do_not_count")
+class WakesForHeldRows(MemoryStore):
+    async def next_due(self, workflows: Mapping[str, int], now: datetime | None = None) -> Wake:
+        rows = [row for instance in self._instances.values() for row in instance.due.values()]
+        wake = await super().next_due(workflows, now)
+        return replace(wake, at=min((row.at for row in rows), default=None))
+
+
+@caught_by("test_the_owners_of_leases_are_told")
+class ForgetsOwners(MemoryStore):
+    async def next_due(self, workflows: Mapping[str, int], now: datetime | None = None) -> Wake:
+        return replace(await super().next_due(workflows, now), tokens=frozenset())
+
+
+@caught_by("test_rows_past_due_count")
+class WakesOnlyInTheFuture(MemoryStore):
+    async def next_due(self, workflows: Mapping[str, int], now: datetime | None = None) -> Wake:
+        wake = await super().next_due(workflows, now)
+        return replace(wake, at=wake.at if wake.at and wake.at > wake.now else None)
+
+
+def _owing(lines: list[Line]) -> tuple[Line, ...]:
+    return tuple(line for line in lines if line.owes)[:2]
+
+
+# --- reading ----------------------------------------------------------------------------------------
+
+
+@caught_by("test_heads_come_in_the_order_asked")
+class LoadsInAnyOrder(MemoryStore):
+    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+        return await super().load(workflow, sorted(ids))
+
+
+@caught_by("test_heads_come_in_the_order_asked")
+class LeavesOutTheAbsent(MemoryStore):
+    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+        return [found for found in await super().load(workflow, ids) if found]
+
+
+@caught_by("test_the_queue_is_the_first_two_owing_lines")
+class QueuesFromTheBeginning(MemoryStore):
+    def _loaded(self, instance):
+        loaded = super()._loaded(instance)
+        return replace(loaded, queue=_owing(instance.lines)) if instance and loaded else None
+
+
+@caught_by("test_an_instance_at_rest_owes_nothing")
+class QueuesWithoutARow(MemoryStore):
+    def _loaded(self, instance):
+        loaded = super()._loaded(instance)
+        return replace(loaded, queue=_owing(instance.lines)) if instance and loaded and not loaded.effects else loaded
+
+
+@caught_by("test_history_is_in_order_and_can_be_paged")
+class ShufflesHistory(MemoryStore):
+    async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
+        return sorted(await super().history(workflow, id, after, limit), key=lambda line: str(line.seq))
+
+
+@caught_by("test_history_is_in_order_and_can_be_paged")
+class IgnoresTheLimit(MemoryStore):
+    async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
+        return await super().history(workflow, id, after)
+
+
+@caught_by("test_what_is_handed_out_is_the_caller_s")
+class HandsOutItsOwnList(MemoryStore):
+    async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
+        self._check()
+        return self._instances[workflow, id].lines
+
+
+@caught_by("test_a_mebibyte_comes_back")
+class CutsLongTexts(MemoryStore):
+    def _write(self, instance, head, lines, stamp):
+        cut = [replace(line, payload=line.payload and line.payload[:65535]) for line in lines]
+        super()._write(instance, head, cut, stamp)
+
+
+@caught_by("test_recall_finds_only_this_key_of_this_instance")
+class RecallsFromAnywhere(MemoryStore):
+    async def recall(self, workflow: str, id: str, key: str) -> Line | None:
+        return next((line for line in self._feed if line.key == key), None)
+
+
+@caught_by("test_pages_go_on_after_an_id")
+class FindsFromTheBeginning(MemoryStore):
+    async def find(self, query: Query) -> Sequence[Head]:
+        return await super().find(replace(query, after=None))
+
+
+@caught_by("test_an_empty_set_matches_nothing")
+class TakesAnEmptySetForNone(MemoryStore):
+    async def find(self, query: Query) -> Sequence[Head]:
+        return await super().find(replace(query, status=query.status or None, state=query.state or None))
+
+
+@caught_by("test_labels_are_compared_as_text")
+class SplitsLabels(MemoryStore):
+    async def find(self, query: Query) -> Sequence[Head]:
+        heads = await super().find(replace(query, labels=()))
+        return [head for head in heads if all(f'"{n}"' in head.labels and v in head.labels for n, v in query.labels)]
+
+
+@caught_by("test_heads_of_one_workflow_in_order_of_id")
+class FindsInAnyOrder(MemoryStore):
+    async def find(self, query: Query) -> Sequence[Head]:
+        return sorted(await super().find(query), key=lambda head: head.id.lower())
+
+
+@caught_by("test_the_feed_holds_every_line_once")
+class FeedsBackwards(MemoryStore):
+    async def read(self, cursor: str | None = None, limit: int = 1000) -> Page:
+        page = await super().read(cursor, limit)
+        return replace(page, transitions=page.transitions[::-1])
+
+
+@caught_by("test_a_tailing_reader_misses_nothing")
+class SkipsLateCommitters(MemoryStore):
+    """The last line of every page is not seen yet, but the cursor is past it."""
+
+    async def read(self, cursor: str | None = None, limit: int = 1000) -> Page:
+        page = await super().read(cursor, limit)
+        return replace(page, transitions=page.transitions[: max(1, len(page.transitions) - 1)])
+
+
+@caught_by("test_a_tailing_reader_misses_nothing")
+class OrdersTheFeedByName(MemoryStore):
+    def _apply(self, change: Change, now: datetime) -> datetime:
+        stamp = super()._apply(change, now)
+        self._feed.sort(key=lambda line: line.id)
+        return stamp
+
+
+@caught_by("test_a_strange_cursor_is_refused")
+class TakesAnyCursor(MemoryStore):
+    async def read(self, cursor: str | None = None, limit: int = 1000) -> Page:
+        self._check()
+        return Page(tuple(self._feed[:limit]), cursor or "memory:0")
+
+
+# --- life -------------------------------------------------------------------------------------------
+
+
+@caught_by("test_a_store_must_be_open")
+class WorksUnopened(MemoryStore):
+    def _check(self) -> None:
+        pass
+
+
+@caught_by("test_openings_are_counted")
+class ClosesAtTheFirst(MemoryStore):
+    async def __aexit__(self, *_: object) -> None:
+        self._opened = 0
+
+
+@caught_by("test_what_was_written_is_there_when_opened_again")
+class ForgetsWhenClosed(MemoryStore):
+    async def __aexit__(self, *_: object) -> None:
+        vars(self).update(vars(type(self)()))
+
+
+@caught_by("test_a_commit_wakes_all_who_wait")
+class NeverHints(MemoryStore):
+    async def wait(self, timeout: float) -> bool:
+        self._check()
+        await asyncio.sleep(timeout)
+        return False
+
+
+@caught_by("test_a_commit_wakes_all_who_wait")
+class WakesOnlyOne(MemoryStore):
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        waiting, self._hint._waiting = self._hint._waiting, set(list(self._hint._waiting)[:1])
+        try:
+            return await super().append(commits)
+        finally:
+            self._hint._waiting = waiting
+
+
+@caught_by("test_a_wait_ends_at_its_ceiling")
+class SaysAlwaysYes(MemoryStore):
+    async def wait(self, timeout: float) -> bool:
+        return True
+
+
+@caught_by("test_a_wait_ends_at_its_ceiling")
+class WaitsForEver(MemoryStore):
+    async def wait(self, timeout: float) -> bool:
+        await asyncio.sleep(1000)
+        return True
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_broken_store_is_caught(name, monkeypatch):
+    monkeypatch.setattr("workflow.testing.conformance.life.CEILING", 0.5)  # nothing in memory takes longer
+    store, test = BROKEN[name]
+    assert test in TESTS
+    with pytest.raises((AssertionError, LookupError, ValueError, TypeError, TimeoutError, RuntimeError)):
+        await getattr(suite(store), test)()
+
+
+def test_no_rule_hides_behind_another_of_its_name():
+    """The suite is put together from parts: a name used in two of them would be run once."""
+    parts = [part for part in StoreConformance.__mro__ if part not in {StoreConformance, object}]
+    named = [name for part in parts for name in vars(part) if name.startswith("test_")]
+    assert len(named) == len(set(named)) == len(TESTS)

@@ -1,0 +1,72 @@
+"""enumflow: durable state machines out of enum classes, for asyncio services."""
+
+from .errors import (
+    AlreadyStarted,
+    Busy,
+    Conflict,
+    Finished,
+    GuardError,
+    GuardRejected,
+    HookFailed,
+    IllegalTransition,
+    InvalidContext,
+    InvalidName,
+    InvalidPayload,
+    InvalidSpec,
+    KeyConflict,
+    LeaseLost,
+    NotRunning,
+    Reentrant,
+    StoreError,
+    StoreUnavailable,
+    UnknownInstance,
+    UnknownState,
+    WorkflowError,
+)
+from .manager import Manager
+from .record import Instance, Outcome, Resumed, Status, Stuck, Transition
+from .retry import Permanent, Retry
+from .spec import Spec
+from .store import Store
+from .word import ANY, STAY, Deny, Edge, Move, Then
+
+__all__ = [
+    "ANY",
+    "STAY",
+    "AlreadyStarted",
+    "Busy",
+    "Conflict",
+    "Deny",
+    "Edge",
+    "Finished",
+    "GuardError",
+    "GuardRejected",
+    "HookFailed",
+    "IllegalTransition",
+    "Instance",
+    "InvalidContext",
+    "InvalidName",
+    "InvalidPayload",
+    "InvalidSpec",
+    "KeyConflict",
+    "LeaseLost",
+    "Manager",
+    "Move",
+    "NotRunning",
+    "Outcome",
+    "Permanent",
+    "Reentrant",
+    "Resumed",
+    "Retry",
+    "Spec",
+    "Status",
+    "Store",
+    "StoreError",
+    "StoreUnavailable",
+    "Stuck",
+    "Then",
+    "Transition",
+    "UnknownInstance",
+    "UnknownState",
+    "WorkflowError",
+]

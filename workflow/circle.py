@@ -1,0 +1,83 @@
+"""Who waits for whom: a hook that waits for an instance whose hook waits for it would wait for ever.
+
+Known within one process, over all its Managers; between processes timeouts break a circle.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeAlias
+
+Node: TypeAlias = tuple[int, str, str]
+"""An instance: identity of its store object, workflow, id."""
+
+
+class _Frame:
+    """One hook that is running, and for whom it waits."""
+
+    __slots__ = ("node", "running", "waits")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.running = True
+        self.waits: Counter[Node] = Counter()
+
+
+_present: ContextVar[_Frame | None] = ContextVar("enumflow_hook", default=None)
+_frames: dict[Node, set[_Frame]] = {}
+
+
+@contextmanager
+def hook(node: Node) -> Generator[None]:
+    """Entered while a hook of this instance runs; whatever it calls, also in threads and tasks of
+    its own, is known to come from it. A task that outlives the hook is its own master."""
+    frame = _Frame(node)
+    token = _present.set(frame)
+    _frames.setdefault(node, set()).add(frame)
+    try:
+        yield
+    finally:
+        frame.running = False
+        _frames[node].discard(frame)
+        if not _frames[node]:
+            del _frames[node]
+        _present.reset(token)
+
+
+def closes(target: Node) -> bool:
+    """Would waiting for `target` close a circle?"""
+    frame = _present.get()
+    return frame is not None and frame.running and _reaches(target, frame.node)
+
+
+@contextmanager
+def waiting(target: Node) -> Generator[None]:
+    """Entered while the present hook, if this is one, waits for the effects of `target`."""
+    frame = _present.get()
+    if frame is None or not frame.running:
+        yield
+        return
+    frame.waits[target] += 1
+    try:
+        yield
+    finally:
+        frame.waits[target] -= 1
+        if not frame.waits[target]:
+            del frame.waits[target]
+
+
+def _reaches(start: Node, end: Node) -> bool:
+    seen: set[Node] = set()
+    todo = [start]
+    while todo:
+        node = todo.pop()
+        if node == end:
+            return True
+        if node not in seen:
+            seen.add(node)
+            for frame in _frames.get(node, ()):
+                todo.extend(frame.waits)
+    return False

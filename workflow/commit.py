@@ -1,0 +1,293 @@
+"""The one path of every write: load, judge, append, and what to make of each answer.
+
+Here live the rules that money hangs on: a refusal is given only on a fresh load and after a look for
+the key; an unknown outcome is settled by appending the identical commit again before the instance
+goes on; a lost race is judged again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Generator
+from datetime import datetime, timedelta
+
+import msgspec
+from msgspec import Struct
+
+from . import circle, incarnation
+from .clock import Clock
+from .errors import Busy, Conflict, GuardError, KeyConflict, Reentrant, StoreError, WorkflowError
+from .kernel import AnySpec
+from .lane import Full, Lanes
+from .ledger import FIRST_PAUSE, LONGEST_PAUSE, Ledger, stamped, stamped_line, think, took
+from .plan import Decided, Deciding, Decision, Plan
+from .queue import Fault, Held, settled, undoing
+from .record import Answer, Commit, Committed, Duplicate, Head, Kind, Line, Loaded, Locked, Status
+from .store import Store
+from .view import transition
+
+TRIES = 20
+"""How often a call judges again after others moved the instance."""
+_MOMENT = 0.5
+"""Seconds that guards get even from a caller in a hurry."""
+
+
+class Written(Struct, frozen=True):
+    """What a plan came to."""
+
+    line: Line
+    context: str
+    """The context in force after that line."""
+    head: Head
+    duplicate: bool = False
+    settled: bool = True
+    held: Held | None = None
+    """The queue of effects, if it is now leased to us: run it."""
+    fault: Fault | None = None
+    """A returned event that was judged on the way was not taken."""
+    culprit: str = ""
+    retry_at: datetime | None = None
+
+
+class Writer(Ledger):
+    """Carries out plans on one store for one spec."""
+
+    def __init__(self, spec: AnySpec, store: Store, clock: Clock | None, lease: timedelta) -> None:
+        super().__init__(spec, store, clock, lease)
+        self.lanes = Lanes()
+        self.unsettled = 0
+        """Unknown outcomes that are being settled in the background."""
+        self.adopt: Callable[[Held], object] = lambda held: None
+        """Runs a queue whose sender is gone; set by the Manager."""
+        self._handed: set[str] = set()
+
+    async def recall(self, plan: Plan, seen: Loaded | None = None) -> Written | None:
+        """The answer to a call whose key was seen before. Raises KeyConflict.
+
+        `seen` is a sight of the instance had since the call came, if there is one.
+        """
+        if plan.key is None:
+            return None
+        line = await self.store.recall(self.spec.name, plan.id, plan.key)
+        return None if line is None else await self._repeated(plan, line, seen)
+
+    async def _repeated(self, plan: Plan, line: Line, seen: Loaded | None) -> Written | None:
+        loaded = seen if seen is not None and seen.head.seq >= line.seq else await self.load(plan.id)
+        if loaded is None:
+            return None
+        head = loaded.head
+        context = head.context if line.context_seq == head.context_seq else await self.context_of(line)
+        desk = self.desk(plan.id, self.author())
+        if not await think(plan.same(self.spec, line, desk.peek)):
+            raise KeyConflict(plan.id, plan.key or "", transition(self.spec, line, context))
+        done = settled(loaded, line.seq) and not (line.kind == Kind.COMPENSATE and undoing(loaded))
+        return Written(line, context, head, True, done)
+
+    def occupied(self, loaded: Loaded) -> float | None:
+        """None if an event may be judged now; else the most seconds before another look makes sense."""
+        due = loaded.effects
+        if due is None or loaded.head.status not in (Status.RUNNING, Status.FINISHED):
+            return None
+        if due.token == self.incarnation.token and loaded.head.id in self.rest:
+            return LONGEST_PAUSE
+        if due.token is not None:
+            left = (due.at - self.now()).total_seconds()
+            if left > 0 and not incarnation.dead((due.token,)):
+                return left
+        return LONGEST_PAUSE if undoing(loaded) else None
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    async def run(self, plan: Plan, deadline: float) -> Written:
+        """Carry the plan out, in order of arrival. `deadline` (on the loop's clock) bounds the waiting,
+        not a commit that is on its way."""
+        id = plan.id
+        if not self.lanes.enter(id):
+            found = await self._line_up(plan, deadline)
+            if found is not None:
+                return found
+        try:
+            return await self._carry_out(plan, deadline)
+        finally:
+            if id in self._handed:
+                self._handed.discard(id)
+            else:
+                self.lanes.leave(id)
+
+    async def _line_up(self, plan: Plan, deadline: float) -> Written | None:
+        """Wait for the lane; an answer if the key turns out to be known."""
+        try:
+            ticket = self.lanes.queue(plan.id)
+        except Full:
+            await self.load(plan.id)
+            found = await self.recall(plan)
+            if found is not None:
+                return found
+            raise Busy(plan.id, "too many callers wait for it") from None
+        try:
+            found = await self.recall(plan)
+            if found is None:
+                self._no_circle(plan.id)
+                with circle.waiting(self.node(plan.id)):
+                    async with asyncio.timeout_at(deadline):
+                        await ticket
+                return None
+        except TimeoutError:
+            self.lanes.give_up(plan.id, ticket)
+            await self.load(plan.id)
+            found = await self.recall(plan)
+            if found is None:
+                raise Busy(plan.id, "earlier callers are still waiting") from None
+            return found
+        except BaseException:
+            self.lanes.give_up(plan.id, ticket)
+            raise
+        self.lanes.give_up(plan.id, ticket)
+        return found
+
+    def _no_circle(self, id: str) -> None:
+        if circle.closes(self.node(id)):
+            raise Reentrant(id)
+
+    async def _carry_out(self, plan: Plan, deadline: float) -> Written:
+        head = self.recollect(plan.id)
+        fresh, tries, pause = False, 0, FIRST_PAUSE
+        loaded = None if head is None else Loaded(head, None, ())
+        if loaded is None and not plan.blind:
+            loaded, fresh = await self.load(plan.id), True
+        while True:
+            seconds = None if loaded is None or plan.blind else self.occupied(loaded)
+            if seconds is not None:
+                found = await self._stand_by(plan, deadline, min(seconds, pause), loaded)
+                if found is not None:
+                    return found
+                pause = min(pause * 2, LONGEST_PAUSE)
+                loaded, fresh = await self.load(plan.id), True
+                continue
+            deciding = plan.decide(self, loaded)
+            decision = await self._think(plan, deciding, deadline) if isinstance(deciding, Generator) else deciding
+            if isinstance(decision, Decided):
+                answer = await self._append(plan, decision, loaded, deadline)
+                if isinstance(answer, Committed):
+                    return self._landed(decision, loaded, answer)
+                tries += 1
+            else:
+                answer = None
+            if fresh or answer is not None:
+                until = deadline if fresh else math.inf  # a head that was out of date is nobody's time
+                found = await self._not_written(plan, decision, answer, tries, until, loaded if fresh else None)
+                if found is not None:
+                    return found
+            loaded, fresh = await self.load(plan.id), True
+
+    async def _think(self, plan: Plan, deciding: Deciding, deadline: float) -> Decision:
+        """Guards may take what time the caller has, but a moment in any case."""
+        loop = asyncio.get_running_loop()
+        limit = max(deadline, loop.time() + _MOMENT)
+        try:
+            decision = await think(deciding, limit)
+        except TimeoutError as e:
+            raise Busy(plan.id, "the store did not answer in time") from e
+        if isinstance(decision, GuardError) and loop.time() >= limit:
+            raise Busy(plan.id, "its guards did not answer in time") from decision
+        return decision
+
+    async def _not_written(
+        self,
+        plan: Plan,
+        decision: Decided | WorkflowError,
+        answer: Answer | None,
+        tries: int,
+        deadline: float,
+        seen: Loaded | None,
+    ) -> Written | None:
+        """Refused, or another was faster: the answer if the key is known, None to judge again."""
+        if isinstance(answer, Duplicate) and tries < TRIES:
+            return await self._repeated(plan, answer.line, None)
+        if isinstance(decision, WorkflowError):
+            refusal = decision
+        elif isinstance(answer, Locked):
+            refusal = Busy(plan.id, "another transaction holds it")
+        elif tries >= TRIES or asyncio.get_running_loop().time() > deadline:
+            refusal = Conflict(plan.id, tries)
+        else:
+            return None
+        if answer is not None:
+            seen = await self.load(plan.id)
+        found = await self.recall(plan, seen)
+        if found is None:
+            raise refusal
+        return found
+
+    async def _stand_by(self, plan: Plan, deadline: float, seconds: float, seen: Loaded | None) -> Written | None:
+        """Effects are running: wait a while. Raises Busy when time is over, Reentrant in a circle."""
+        found = await self.recall(plan, seen)
+        if found is not None:
+            return found
+        self._no_circle(plan.id)
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise Busy(plan.id, "its effects are still running")
+        with circle.waiting(self.node(plan.id)):
+            await self.rest.wait(plan.id, left if plan.id in self.rest else min(left, seconds))
+        return None
+
+    async def _append(self, plan: Plan, decided: Decided, loaded: Loaded | None, deadline: float) -> Answer:
+        commit = self.commit(decided.change, decided.line.commit_id)
+        try:
+            answer, _ = await self.append(commit, deadline)
+        except BaseException as e:
+            if isinstance(e, asyncio.CancelledError) or (isinstance(e, StoreError) and e.committed is None):
+                self._hand_over(plan.id, commit, decided, loaded)
+            raise
+        return answer
+
+    def _hand_over(self, id: str, commit: Commit, decided: Decided, loaded: Loaded | None) -> None:
+        """The caller is gone or gives up: settle the unknown outcome in the background, in his lane."""
+        if self.house.shut:
+            return
+
+        async def settle() -> None:
+            try:
+                while True:
+                    try:
+                        answer, _ = await self.append(commit, None)
+                        break
+                    except StoreError:
+                        await asyncio.sleep(LONGEST_PAUSE)
+                if isinstance(answer, Committed):
+                    written = self._landed(decided, loaded, answer)
+                    if written.held is not None:
+                        self.adopt(written.held)
+            finally:
+                self.unsettled -= 1
+                self.lanes.leave(id)
+
+        self._handed.add(id)
+        self.unsettled += 1
+        self.house.spawn(settle, f"settling {id}")
+
+    def _landed(self, decided: Decided, loaded: Loaded | None, answer: Committed) -> Written:
+        """The plan is durable: what is known now."""
+        head = stamped(decided.head, answer.at)
+        line = msgspec.structs.replace(decided.line, at=answer.at)
+        seen = None if loaded is None else loaded.effects
+        puts = decided.change.puts
+        if not puts and (seen is None or decided.change.drops):
+            self.remember(head)
+            return Written(line, _context(decided, line), head)
+        leased = took(answer, puts)
+        if leased is None or head.id in self.rest:
+            self.made_work()
+            again = next((answer.at + put.wait for put in puts if not put.held), None)
+            context, fault = _context(decided, line), decided.fault
+            return Written(line, context, head, False, False, None, fault, decided.culprit, again)
+        known = tuple(stamped_line(owing, answer.at) for owing in decided.known)
+        held = Held(head, leased, known, decided.whole)
+        return Written(line, _context(decided, line), head, settled=False, held=held)
+
+
+def _context(decided: Decided, line: Line) -> str:
+    """The context in force after the caller's line."""
+    return decided.head.context if line.context is None else line.context

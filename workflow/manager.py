@@ -1,0 +1,337 @@
+"""The front desk: what a service calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, Literal, Self
+
+from . import circle, view
+from .call import Caller
+from .clock import Clock
+from .codec import Codec, Unstorable, checked
+from .commit import Writer, Written
+from .effect import Result, Run, Runner
+from .errors import (
+    Busy,
+    HookFailed,
+    IllegalTransition,
+    InvalidContext,
+    InvalidPayload,
+    LeaseLost,
+    Reentrant,
+    UnknownInstance,
+    UnknownState,
+)
+from .kernel import Accepted, judge
+from .ledger import think
+from .plan import Compensate, Plan, Send, Start
+from .record import Instance, Outcome, Resumed, Status, Transition
+from .spec import C, E, S, Spec
+from .store import Store
+from .word import word
+from .worker import Worker
+
+_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
+_labels: Codec[dict[str, str]] = Codec(dict[str, str])
+
+
+class Manager(Generic[S, E, C]):
+    """Runs the instances of one spec on one store; use it as `async with Manager(spec, store)`.
+
+    Entering opens the store and starts the background loop (`work=False`: none; then only calls run
+    effects). Leaving gives running hooks `drain` to end, then cancels them and hands their leases
+    back. `concurrency` bounds the effects that the loop runs at once, and the threads for `def`
+    hooks. `lease` is how long a dead process's work stays its own. `clock` overrides the store's.
+    """
+
+    def __init__(
+        self,
+        spec: Spec[S, E, C],
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        work: bool = True,
+        concurrency: int = 64,
+        lease: timedelta = timedelta(seconds=30),
+        drain: timedelta = timedelta(seconds=30),
+    ) -> None:
+        if not isinstance(spec, Spec) or not hasattr(store, "__aenter__"):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
+            raise TypeError(f"a Manager takes a Spec and a store, not {spec!r} and {store!r}")
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+        if lease <= timedelta(0):
+            raise ValueError(f"lease must be longer than nothing, not {lease}")
+        if drain < timedelta(0):
+            raise ValueError(f"drain must not be negative, not {drain}")
+        spec.hold()
+        self.spec = spec
+        self.store = store
+        self._clock = clock
+        self._works = work
+        self._concurrency = concurrency
+        self._lease = lease
+        self._drain = drain
+        self._words: dict[Any, str] = {event: word(event) for event in spec.events}
+        self._events = type(spec.events[0])
+        self._writer: Writer | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the store and start the background. Raises StoreError, StoreUnavailable."""
+        if self._writer is not None:
+            raise RuntimeError("this Manager is open already; make a second one for a second opening")
+        await self.store.__aenter__()
+        writer = Writer(self.spec, self.store, self._clock, self._lease)
+        try:
+            await writer.house.open()
+        except BaseException:
+            writer.incarnation.close()
+            await self.store.__aexit__(None, None, None)
+            raise
+        self._runner = Runner(writer, Caller(writer, self._concurrency))
+        writer.adopt = self._runner.start
+        self._worker = Worker(writer, self._runner, concurrency=self._concurrency, drain=self._drain)
+        self._worker.start(loop=self._works)
+        self._writer = writer
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Drain, stop the background, close the store."""
+        writer = self._open()
+        try:
+            await self._worker.stop()
+        finally:
+            self._writer = None
+            try:
+                await writer.house.close()
+            finally:
+                if not self._runner.caller.abandoned:  # else only the end of the lease frees what a thread is at
+                    writer.incarnation.close()
+                await self.store.__aexit__(None, None, None)
+
+    def _open(self) -> Writer:
+        if self._writer is None:
+            raise RuntimeError("the Manager is not open; use `async with manager`")
+        return self._writer
+
+    # --- moving -----------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        id: str,
+        context: C | None = None,
+        *,
+        key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        timeout: float | timedelta = 30.0,
+    ) -> Outcome[S, E, C]:
+        """Start an instance in the initial state; without `context` with `Spec.context()`.
+
+        Answers when its effects are settled or after `timeout` (seconds or timedelta). Raises
+        AlreadyStarted, KeyConflict, InvalidContext, InvalidName, HookFailed, LeaseLost, Busy,
+        StoreError, StoreUnavailable.
+        """
+        checked("an id", id)
+        if key is not None:
+            checked("a key", key)
+        plan = Start(id, key, self._context(context), None if not labels else _label_text(labels))
+        return await self._carry_out(plan, timeout)
+
+    async def send(
+        self,
+        id: str,
+        event: E,
+        payload: Any = None,
+        *,
+        key: str | None = None,
+        timeout: float | timedelta = 30.0,
+        start: C | Literal[True] | None = None,
+    ) -> Outcome[S, E, C]:
+        """Judge the event and make the move durable, then run its effects.
+
+        Waits while effects of the instance are running, at most `timeout` (seconds or timedelta).
+        With `key`, a repeat answers what the first call did, with `duplicate=True`. `start` (a
+        context, or True for `Spec.context()`) starts the instance first if the id is unknown.
+
+        Raises TypeError for what is no event, InvalidPayload, UnknownInstance, IllegalTransition,
+        GuardRejected, Finished, NotRunning, GuardError, KeyConflict, Conflict, Busy, Reentrant: in
+        all of these nothing was written. HookFailed and LeaseLost: the move stands. StoreError,
+        StoreUnavailable: see their `committed`.
+        """
+        if type(event) is not self._events:
+            raise TypeError(f"{event!r} is no {self._events.__name__}; send a member of that enum")
+        text = self._words[event]
+        checked("an id", id)
+        if key is not None:
+            checked("a key", key)
+        encoded = None
+        if payload is not None or text in self.spec.declared:
+            encoded, payload = self._payload(text, payload)
+        first = None if start is None else self._context(None if start is True else start)
+        return await self._carry_out(Send(id, key, text, encoded, payload, first), timeout)
+
+    async def compensate(
+        self, id: str, to: S, *, key: str | None = None, timeout: float | timedelta = 30.0
+    ) -> Outcome[S, E, C]:
+        """Undo entries, newest first, until the topmost entry of `to` below is the state again.
+
+        Leaving each entry runs its compensator. The outcome's transition is the first undone step.
+        Raises as `send`; IllegalTransition if no entry of `to` lies below the present one.
+        """
+        if not isinstance(to, type(self.spec.initial)):
+            raise TypeError(f"{to!r} is no {type(self.spec.initial).__name__}; name a state of the spec")
+        checked("an id", id)
+        if key is not None:
+            checked("a key", key)
+        return await self._carry_out(Compensate(id, key, word(to)), timeout)
+
+    async def _carry_out(self, plan: Plan, timeout: float | timedelta) -> Outcome[S, E, C]:
+        writer = self._open()
+        deadline = asyncio.get_running_loop().time() + _seconds(timeout)
+        written = await writer.run(plan, deadline)
+        if written.held is None:
+            outcome = self._outcome(written, written.settled)
+            if written.fault is not None:
+                raise HookFailed(outcome, written.culprit, 1, written.retry_at, str(written.fault))
+            return outcome
+        run = self._runner.start(written.held)
+        with circle.waiting(writer.node(run.id)):
+            await asyncio.wait((run.result,), timeout=deadline - asyncio.get_running_loop().time())
+        return self._attended(written, run)
+
+    def _attended(self, written: Written, run: Run) -> Outcome[S, E, C]:
+        """What the sender hears of the effects of his own move."""
+        if not run.result.done():
+            return self._outcome(written, False, run.head.state)
+        result = run.result.result()
+        outcome = self._outcome(written, result.settled, result.head.state)
+        _raise(outcome, result)
+        return outcome
+
+    def _outcome(self, written: Written, settled: bool, state: str | None = None) -> Outcome[S, E, C]:
+        line = view.transition(self.spec, written.line, written.context)
+        try:
+            now = self.spec.state_of(written.head.state if state is None else state)
+        except KeyError:  # a newer version of the spec has moved it on
+            unknown = UnknownState(line.workflow, line.id, written.head.state if state is None else state)
+            unknown.committed = True
+            raise unknown from None
+        return Outcome(transition=line, state=now, duplicate=written.duplicate, settled=settled)
+
+    def _context(self, context: C | None) -> str:
+        spec = self.spec
+        if context is None and spec.context is not None:
+            try:
+                context = spec.context()
+            except TypeError as e:
+                raise InvalidContext(f"start() without a context needs {spec.context!r} to have defaults: {e}") from e
+        try:
+            return spec.context_codec.encode(context)[0]  # type: ignore[arg-type]  # None where C is None
+        except Unstorable as e:
+            raise InvalidContext(str(e)) from e
+
+    def _payload(self, event: str, payload: Any) -> tuple[str | None, Any]:
+        try:
+            text, copy = self.spec.payload_codec(event).encode(payload)
+        except Unstorable as e:
+            raise InvalidPayload(f"the payload of {event!r}: {e}") from e
+        return (None if text == "null" else text), copy
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    async def settled(self, id: str, *, timeout: float | timedelta = 30.0) -> Instance[S, C]:
+        """Wait until nothing is owed any more; at once when something failed or paused holds it up.
+
+        Raises UnknownInstance, Busy when `timeout` is over, Reentrant from a hook that it waits for.
+        """
+        writer = self._open()
+        loop = asyncio.get_running_loop()
+        deadline, tries = loop.time() + _seconds(timeout), 0
+        while True:
+            loaded = await writer.load(id)
+            if loaded is None:
+                raise UnknownInstance(self.spec.name, id)
+            due = loaded.effects
+            if due is None or due.held or loaded.head.status not in (Status.RUNNING, Status.FINISHED):
+                return view.instance(self.spec, loaded.head)
+            if circle.closes(writer.node(id)):
+                raise Reentrant(id)
+            left = deadline - loop.time()
+            if left <= 0:
+                raise Busy(id, "its effects are not settled yet")
+            pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+            tries += 1
+            with circle.waiting(writer.node(id)):
+                await writer.rest.wait(id, left if id in writer.rest else min(left, pause))
+            self._open()
+
+    async def state(self, id: str) -> S:
+        """The present state, from the store. Raises UnknownInstance, UnknownState."""
+        return view.state(self.spec, (await self._load(id)))
+
+    async def get(self, id: str) -> Instance[S, C]:
+        """The present, from the store. Raises UnknownInstance, UnknownState, InvalidContext."""
+        return view.instance(self.spec, await self._load(id))
+
+    async def history(self, id: str) -> list[Transition[S, E, C]]:
+        """All lines in order, from the store. Raises UnknownInstance."""
+        lines = await self._open().store.history(self.spec.name, id)
+        if not lines:
+            raise UnknownInstance(self.spec.name, id)
+        return view.transitions(self.spec, lines)
+
+    async def accepted(self, id: str) -> tuple[E, ...]:
+        """The events whose guards pass now, with no payload; one whose guard raises counts as perhaps
+        and is listed. Raises UnknownInstance, UnknownState."""
+        head = await self._load(id)
+        here = view.state(self.spec, head)
+        if head.status != Status.RUNNING:
+            return ()
+        events: list[E] = []
+        for event in self.spec.accepted(here):
+            verdict = await think(judge(self.spec, head, self._words[event], None, self._open().now()))
+            # A refusal is a no; any other error says that nobody can tell.
+            if isinstance(verdict, Accepted) or not isinstance(verdict.error, IllegalTransition):
+                events.append(event)
+        return tuple(events)
+
+    async def _load(self, id: str) -> Any:
+        loaded = await self._open().load(id)
+        if loaded is None:
+            raise UnknownInstance(self.spec.name, id)
+        return loaded.head
+
+    async def resume(self) -> Resumed:
+        """Try once everything that was due when called and that no living process owns.
+
+        Backs off while the store is away. Its cost follows the due rows, not the instances.
+        """
+        self._open()
+        return await self._worker.resume()
+
+
+def _seconds(timeout: float | timedelta) -> float:
+    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"timeout must be a finite number of seconds, not {timeout}")
+    return seconds
+
+
+def _label_text(labels: Mapping[str, str]) -> str:
+    try:
+        return _labels.encode(dict(labels))[0]
+    except Unstorable as e:
+        raise InvalidContext(f"labels: {e}") from e
+
+
+def _raise(outcome: Outcome[Any, Any, Any], result: Result) -> None:
+    """What the caller must hear of effects that did not end well."""
+    if result.lost:
+        raise LeaseLost(outcome.transition.id, result.culprit)
+    if result.fault is not None:
+        error = HookFailed(outcome, result.culprit, result.attempt, result.retry_at, str(result.fault))
+        raise error from result.error
