@@ -334,5 +334,8 @@ async def test_a_body_that_this_code_cannot_read(store, clock, number):
         assert held == replace(held, held=True, token=None, body=strange.body)
         assert (await m.send("i", E.NOTE)).state is S.B
         assert (await m.settled("i")).status == Status.RUNNING
+        with pytest.raises(StoreError, match="nothing can be undone safely") as unread:
+            await m.compensate("i", S.A)
+        assert unread.value.committed is False
         assert log == ["b"]
         assert inner(m).rest._running == {}

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from .errors import IllegalTransition, NotRunning, UnknownState, WorkflowError
+from .errors import IllegalTransition, NotRunning, StoreError, UnknownState, WorkflowError
 from .kernel import noted
 from .queue import Body, Desk, Held, Step, body_of, leased, proceed, put_back
 from .record import QUEUE, Due, Kind, Loaded, Status
@@ -24,6 +24,8 @@ def compensate(desk: Desk, loaded: Loaded, to: str, key: str | None) -> Generato
     spec, head, due = desk.spec, loaded.head, loaded.effects
     if head.status not in (Status.RUNNING, Status.FINISHED, Status.FAILED):
         return NotRunning(head.id, head.status, head.reason)
+    if due is not None and not _legible(due):
+        return StoreError(f"what {head.id!r} owes cannot be read, so nothing can be undone safely")
     if due is not None and _gave_up(loaded, due) and today(spec, head.state) == to:
         return _taken_up(desk, loaded, due, key)
     found = yield from base(spec, head, to, desk.peek)
@@ -60,6 +62,14 @@ def compensate(desk: Desk, loaded: Loaded, to: str, key: str | None) -> Generato
         at = due.at if due.token is None else None  # a dead owner's lease does not count
         step = Step(after, tuple(lines), msgspec.structs.replace(put, at=at), None, held.lines, False)
     return msgspec.structs.replace(step, held=False if step.held is None and due.held else step.held)
+
+
+def _legible(due: Due) -> bool:
+    try:
+        body_of(due)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def _gave_up(loaded: Loaded, due: Due) -> bool:

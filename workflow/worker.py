@@ -128,6 +128,7 @@ class Worker:
                 if await self.writer.store.wait(seconds):
                     self._work.ring()
                     await asyncio.sleep(_HUSH)
+                    self._work.ring()  # for what came meanwhile
             except Exception:  # noqa: BLE001  # only our own cancellation stops our loops; the loop tells of errors
                 await asyncio.sleep(_LONGEST_PAUSE)
 
