@@ -355,9 +355,28 @@ def test_names_that_cannot_be_stored(name: Any):
 def test_numbers_below_one():
     """Versions and chains are counted from 1."""
     assert problems(version=0, max_chain=0) == (
-        "version 0 is below 1; count versions upwards from 1",
-        "max_chain 0 lets no returned event through; use 1 or more",
+        "version 0 is no whole number from 1 on; count versions upwards from 1",
+        "max_chain 0 lets no returned event through; use a whole number from 1 on",
     )
+
+
+def test_options_of_the_wrong_type():
+    """What an untyped caller hands in is told of at construction, not met in the middle of a failure."""
+    found = problems(version="1", max_chain=None, retry=5, renames={5: Door.OPEN})
+    for words in ("version '1'", "max_chain None", "retry 5 is no Retry", "renames names 5"):
+        assert any(words in problem for problem in found), words
+    with pytest.raises(InvalidSpec, match="edges holds 5, which is no Edge"):
+        Spec[Any, Any]("s", initial=Door.SHUT, edges=[5])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [({"name": ""}, "the name ''"), ({"retry": 5}, "retry 5 is no Retry"), ({"timeout": 5}, "timeout 5 is no length")],
+)
+def test_options_of_a_decorator(option: Any, said: str):
+    """A decorator refuses what its hook could not be run with, at once."""
+    with pytest.raises(InvalidSpec, match=f"on_enter of 'open': {said}"):
+        draw().on_enter(Door.OPEN, **option)(hook)
 
 
 class Opaque:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from enum import Enum
 from typing import Any, cast
 
 from attrs import frozen
 
 from .codec import Codec
+from .retry import Retry
 from .word import Wild, word
 
 NAME_LIMIT = 128
@@ -51,6 +53,7 @@ class Drawing:
     renames: Mapping[str, Any]
     version: int
     max_chain: int
+    retry: object
 
 
 def said(member: object) -> str:
@@ -89,13 +92,33 @@ def _idle_hook(drawing: Drawing, point: str, state: Any) -> Iterator[str]:
         yield f"{hook} never runs, final states are not left; use on_enter"
 
 
+def option_problems(
+    point: str, state: Any, hook: object, name: object, retry: object, timeout: object
+) -> Iterator[str]:
+    """The problems of what a decorator was given."""
+    place = f"{point} of {said(state)}"
+    if not callable(hook):
+        yield f"{place} is {hook!r}, which cannot be called; decorate a function"
+    if name is not None and not _storable(name):
+        yield f"{place}: the name {name!r} cannot be stored; use a text"
+    if retry is not None and not isinstance(retry, Retry):
+        yield f"{place}: retry {retry!r} is no Retry; use Retry(attempts=..., first=...)"
+    if timeout is not None and not (isinstance(timeout, timedelta) and timeout > timedelta(0)):
+        yield f"{place}: timeout {timeout!r} is no length of time; use a timedelta above zero"
+
+
 def _scalars(drawing: Drawing) -> Iterator[str]:
     if not _storable(drawing.name) or len(drawing.name.encode()) > NAME_LIMIT:
         yield f"the name {drawing.name!r} cannot be stored; use a text of 1 to {NAME_LIMIT} bytes"
-    if drawing.version < 1:
-        yield f"version {drawing.version} is below 1; count versions upwards from 1"
-    if drawing.max_chain < 1:
-        yield f"max_chain {drawing.max_chain} lets no returned event through; use 1 or more"
+    if type(drawing.version) is not int or drawing.version < 1:
+        yield f"version {drawing.version!r} is no whole number from 1 on; count versions upwards from 1"
+    if type(drawing.max_chain) is not int or drawing.max_chain < 1:
+        yield f"max_chain {drawing.max_chain!r} lets no returned event through; use a whole number from 1 on"
+    if not isinstance(drawing.retry, Retry):
+        yield f"retry {drawing.retry!r} is no Retry; use Retry(attempts=..., first=...)"
+    for old in drawing.renames:
+        if not _storable(old):
+            yield f"renames names {old!r}, which never was the word of a state; use the word that is stored"
 
 
 def _strangers(drawing: Drawing) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Callable, Generator
 from datetime import datetime, timedelta
 
@@ -29,6 +30,8 @@ from .view import transition
 
 TRIES = 20
 """How often a call judges again after others moved the instance."""
+_HASTY = 2
+"""After so many lost races a call pauses before the next: the winner may have its whole lane to work off."""
 _MOMENT = 0.5
 """Seconds that guards get even from a caller in a hurry."""
 
@@ -179,6 +182,8 @@ class Writer(Ledger):
                 found = await self._not_written(plan, decision, answer, tries, until, loaded if fresh else None)
                 if found is not None:
                     return found
+            if tries > _HASTY:
+                await asyncio.sleep(min(0.001 * 2**tries, 0.05) * random.random())
             loaded, fresh = await self.load(plan.id), True
 
     async def _think(self, plan: Plan, deciding: Deciding, deadline: float) -> Decision:

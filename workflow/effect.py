@@ -16,8 +16,8 @@ from msgspec import Struct
 
 from . import queue
 from .call import Call, Caller, Changes, Did, Failed, Only, Report, Stopped, Unknown, patient, pause_after
-from .codec import clean, said
-from .errors import StoreError, StoreUnavailable
+from .codec import Unstorable, clean, said
+from .errors import InvalidContext, StoreError, StoreUnavailable
 from .ledger import Ledger, stamped, stamped_line, think, took
 from .queue import Desk, Fault, Held, Step
 from .record import QUEUE, Answer, Committed, Due, Head, Loaded, Status
@@ -175,6 +175,8 @@ class Runner:
             for change in changes:
                 context = change(context)
             return self.spec.context_codec.encode(context)[0]
+        except Unstorable as e:
+            raise _Unfit(InvalidContext(f"m.update() made a context that cannot be kept: {e}")) from e
         except Exception as e:
             raise _Unfit(e) from e
 

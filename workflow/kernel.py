@@ -110,7 +110,7 @@ def _closed(spec: AnySpec, head: Head, event: str) -> WorkflowError | None:
     if head.status == Status.FINISHED:
         return Finished(head.id, here, spec.event_of(event))
     if head.status != Status.RUNNING:
-        return NotRunning(head.id, head.status, head.reason)
+        return NotRunning(head.id, Status(head.status), head.reason)
     if not _arcs(spec, head, event):
         return IllegalTransition(head.id, here, spec.event_of(event), spec.accepted(here))
     return None

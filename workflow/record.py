@@ -295,7 +295,7 @@ class Query(Struct, frozen=True, kw_only=True):
 # --- what people read -----------------------------------------------------------------------------
 
 
-@frozen(kw_only=True)
+@frozen
 class Transition(Generic[S, E, C]):
     """One line of history with enum members and decoded values.
 
@@ -324,7 +324,7 @@ class Transition(Generic[S, E, C]):
     """For a line that enters a state: the line of the entry under it on the stack of entries."""
 
 
-@frozen(kw_only=True)
+@frozen
 class Instance(Generic[S, C]):
     """The present of one run."""
 
@@ -340,7 +340,7 @@ class Instance(Generic[S, C]):
     reason: str | None
 
 
-@frozen(kw_only=True)
+@frozen
 class Outcome(Generic[S, E, C]):
     """What `start`, `send` and `compensate` answer.
 
@@ -354,7 +354,7 @@ class Outcome(Generic[S, E, C]):
     settled: bool
 
 
-@frozen(kw_only=True)
+@frozen
 class Stuck:
     """An instance that does not go on by itself, and why. `state` is the bare word."""
 
@@ -366,7 +366,7 @@ class Stuck:
     changed_at: datetime
 
 
-@frozen(kw_only=True)
+@frozen
 class Resumed:
     """What one `resume()` did: effects settled, timers fired, ids that it could not finish."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import cast
 
 from attrs import field, frozen, validators
 
@@ -14,7 +15,13 @@ class Permanent(Exception):
     """Raise it in a hook when trying again cannot help: the effect is given up at once."""
 
 
-@frozen(kw_only=True)
+def _kinds(_: object, __: object, on: object) -> None:
+    for kind in cast("tuple[object, ...]", on if isinstance(on, tuple) else (on,)):
+        if not (isinstance(kind, type) and issubclass(kind, Exception)):
+            raise TypeError(f"on must be an exception class or a tuple of such, not {on!r}")
+
+
+@frozen
 class Retry:
     """How often and how late a failing effect is tried again; the default lasts about eight hours.
 
@@ -27,7 +34,7 @@ class Retry:
     factor: float = field(default=2.0, validator=validators.ge(1.0))
     max: timedelta = field(default=timedelta(hours=1), validator=_pause)
     jitter: float = field(default=0.1, validator=[validators.ge(0.0), validators.le(1.0)])
-    on: type[Exception] | tuple[type[Exception], ...] = Exception
+    on: type[Exception] | tuple[type[Exception], ...] = field(default=Exception, validator=_kinds)
 
     def pause(self, attempt: int, dice: float) -> timedelta:
         """The pause after the failed `attempt` (from 1); `dice` in [0, 1) spreads it.

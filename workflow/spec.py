@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, cast
 import msgspec
 from attrs import frozen
 
-from .check import Drawing, Way, hook_problems, problems
+from .check import Drawing, Way, hook_problems, option_problems, problems
 from .codec import Codec
 from .errors import InvalidSpec
 from .record import Head, Line, Loaded, Query, Status, Stuck
@@ -98,6 +98,10 @@ class Spec(Generic[S, E, C]):
         self.initial = initial
         self.final = frozenset(final)
         self.edges = tuple(edges)
+        foreign = [edge for edge in cast("Sequence[object]", self.edges) if not isinstance(edge, Edge)]
+        if foreign:
+            how = "use Edge(source, event, target)"
+            raise InvalidSpec(name, [f"edges holds {edge!r}, which is no Edge; {how}" for edge in foreign])
         self.context = context
         self.retry = retry
         self.renames = dict(renames)
@@ -121,6 +125,7 @@ class Spec(Generic[S, E, C]):
             renames=self.renames,
             version=version,
             max_chain=max_chain,
+            retry=retry,
         )
         found = problems(self.drawing)
         if found:
@@ -164,6 +169,7 @@ class Spec(Generic[S, E, C]):
             if self._held:
                 raise RuntimeError(f"a Manager holds spec {self.name!r}; register hooks before making the Manager")
             found = list(hook_problems(self.drawing, point, state))
+            found += option_problems(point, state, hook, name, retry, timeout)
             if found:
                 raise InvalidSpec(self.name, found)
             self._hooks[point].setdefault(state, []).append(_callback(hook, name, retry, timeout))
@@ -291,6 +297,11 @@ class Spec(Generic[S, E, C]):
                 owes = action if stay else owed["on_exit"].get(here, ()) + action + owed["on_enter"].get(target, ())
                 plain = edge.guard is None and edge.assign is None
                 twins.append(Arc(here, event, target, stay, edge.guard, edge.assign, owes, plain))
+        for old, state in self.renames.items():  # what was owed under the former word is owed under it still
+            for name, callback in list(effects.items()):
+                spot, _, rest = name.partition("/")
+                if rest.startswith(f"{word(state)}/"):
+                    effects.setdefault(f"{spot}/{old}/{rest.removeprefix(f'{word(state)}/')}", callback)
         return Tables(
             arcs={s: {e: tuple(a) for e, a in by_event.items()} for s, by_event in arcs.items()},
             effects=effects,

@@ -35,6 +35,8 @@ def base(
     UnknownState if the way there leads over a state that no compensator could be told of.
     """
     above: Line = yield peek(head.top)
+    if not spec.knows(above.target):
+        return UnknownState(head.workflow, head.id, above.target)
     while above.below:
         entry: Line = yield peek(above.below)
         if today(spec, entry.target) == to:

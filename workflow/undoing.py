@@ -23,7 +23,7 @@ def compensate(desk: Desk, loaded: Loaded, to: str, key: str | None) -> Generato
     """
     spec, head, due = desk.spec, loaded.head, loaded.effects
     if head.status not in (Status.RUNNING, Status.FINISHED, Status.FAILED):
-        return NotRunning(head.id, head.status, head.reason)
+        return NotRunning(head.id, Status(head.status), head.reason)
     if due is not None and not _legible(due):
         return StoreError(f"what {head.id!r} owes cannot be read, so nothing can be undone safely")
     if due is not None and _gave_up(loaded, due) and today(spec, head.state) == to:
@@ -47,7 +47,7 @@ def compensate(desk: Desk, loaded: Loaded, to: str, key: str | None) -> Generato
     place, count = loaded.queue[0], len(loaded.queue[0].owes)
     stays = due.number < count and (due.seq < lowest.seq or place.kind == Kind.COMPENSATE)
     if stays and due.held and place.kind != Kind.COMPENSATE:
-        return NotRunning(head.id, head.status, head.reason)
+        return NotRunning(head.id, Status(head.status), head.reason)
     body = _without(body_of(due), due, lowest.seq, head.seq, stays=stays)
     lines, after = yield from undo(spec, head, goal.seq, body.void, desk.author, desk.peek, key)
     if lines[-1].owes:

@@ -356,6 +356,14 @@ asyncio.run(main())
     asyncio.run(tail())
 
 
+def ended() -> None:
+    """No connection's thread is left; the last word of one may take a moment."""
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            thread.join(5)
+            assert not thread.is_alive(), thread.name
+
+
 # --- callers and threads ------------------------------------------------------------------------------
 
 
@@ -385,7 +393,7 @@ def test_a_store_may_serve_one_loop_after_another(tmp_path):
 
     for seq in range(3):
         asyncio.run(use(seq))
-        assert not [thread.name for thread in threading.enumerate() if "enumflow" in thread.name]
+        ended()
 
 
 async def test_a_failed_opening_leaves_no_thread(tmp_path):
@@ -393,7 +401,7 @@ async def test_a_failed_opening_leaves_no_thread(tmp_path):
     store = SQLiteStore(tmp_path)
     failed = await asyncio.gather(*(store.__aenter__() for _ in range(3)), return_exceptions=True)
     assert all(isinstance(error, StoreError) for error in failed)
-    assert not [thread.name for thread in threading.enumerate() if "enumflow" in thread.name]
+    ended()
     with pytest.raises(RuntimeError, match="async with"):
         await store.load(FLOW, ["a"])
 
@@ -422,6 +430,6 @@ async def test_an_opening_that_is_cancelled_closes(tmp_path, rival):
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)
     rival.execute("ROLLBACK")
-    assert not [thread.name for thread in threading.enumerate() if "enumflow" in thread.name]
+    ended()
     async with store:
         await started(store, "a")

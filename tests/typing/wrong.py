@@ -182,7 +182,7 @@ def timeout_in_seconds(m: OrderMove) -> None: ...
 Deny()  # WRONG pyright=reportCallIssue mypy=call-arg
 Deny(404)  # WRONG pyright=reportArgumentType mypy=arg-type
 Retry(first=1)  # WRONG pyright=reportArgumentType mypy=arg-type
-Retry(5)  # WRONG pyright=reportCallIssue mypy=call-arg
+Retry("5")  # WRONG pyright=reportArgumentType mypy=arg-type
 Retry(on=timedelta)  # WRONG pyright=reportArgumentType mypy=arg-type
 
 
