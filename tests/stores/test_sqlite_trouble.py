@@ -356,15 +356,19 @@ asyncio.run(main())
     asyncio.run(tail())
 
 
+# --- callers and threads ------------------------------------------------------------------------------
+
+
+def connections() -> list[threading.Thread]:
+    """The threads of connections that are open."""
+    return [thread for thread in threading.enumerate() if "_connection_worker_thread" in thread.name]
+
+
 def ended() -> None:
     """No connection's thread is left; the last word of one may take a moment."""
-    for thread in threading.enumerate():
-        if "_connection_worker_thread" in thread.name:
-            thread.join(5)
-            assert not thread.is_alive(), thread.name
-
-
-# --- callers and threads ------------------------------------------------------------------------------
+    for thread in connections():
+        thread.join(5)
+        assert not thread.is_alive(), thread.name
 
 
 async def test_cancelled_callers_do_not_disturb_the_writer(tmp_path):
@@ -389,6 +393,7 @@ def test_a_store_may_serve_one_loop_after_another(tmp_path):
     async def use(seq: int) -> None:
         async with store, store:
             await done(store, move("a", seq))
+            assert connections(), "a thread under another name would make `ended` blind"
             await asyncio.gather(*(store.wait(0.01) for _ in range(3)))
 
     for seq in range(3):

@@ -136,6 +136,8 @@ class Printer:
 
 # --- drawings -------------------------------------------------------------------------------------
 
+OPEN = frozenset({OrderState.CREATED, OrderState.PAID})
+
 with_alias = Spec[OrderState, OrderEvent, Order](
     "order",
     initial=OrderState.CREATED,
@@ -146,9 +148,9 @@ with_alias = Spec[OrderState, OrderEvent, Order](
         OrderEdge(OrderState.CREATED, OrderEvent.PAY, OrderState.PAID, guard=covers_total, assign=add_payment),
         OrderEdge(OrderState.CREATED, OrderEvent.PAY, STAY, guard=in_stock, name="later"),
         OrderEdge(OrderState.PAID, OrderEvent.SHIP, OrderState.SHIPPED, action=log),
+        OrderEdge((s for s in OPEN), OrderEvent.NOTE, STAY, guard=both, action=Printer()),
         OrderEdge((OrderState.CREATED, OrderState.PAID), OrderEvent.NOTE, STAY, action=[log, reserve, perhaps]),
         OrderEdge({OrderState.PAID}, OrderEvent.PAY, STAY, guard=always_denied, action=(pack,)),
-        OrderEdge((s for s in OrderState), OrderEvent.SHIP, STAY, guard=both, action=Printer()),
         OrderEdge(ANY, OrderEvent.CANCEL, OrderState.CANCELLED, guard=is_known, action=Printer().label),
     ],
     on_enter={OrderState.PAID: reserve, OrderState.SHIPPED: [log, pack, pay_back, perhaps]},
@@ -169,7 +171,7 @@ bare = Spec[OrderState, OrderEvent, Order](
         Edge(OrderState.CREATED, OrderEvent.PAY, OrderState.PAID, guard=covers_total, assign=add_payment),
         Edge(OrderState.PAID, OrderEvent.SHIP, OrderState.SHIPPED, action=[log, reserve]),
         Edge([OrderState.CREATED, OrderState.PAID], OrderEvent.NOTE, STAY, guard=in_stock),
-        Edge(OrderState, OrderEvent.PAY, STAY, guard=is_open),
+        Edge(OPEN, OrderEvent.PAY, STAY, guard=is_open),
         Edge(ANY, OrderEvent.CANCEL, OrderState.CANCELLED, assign=lambda m: evolve(m.context, received=0)),
     ],
 )
@@ -201,7 +203,10 @@ def go(m: LightMove) -> Tick:
 
 
 counter = Spec[Light, Tick, dict[str, int]](
-    "counter", initial=Light.RED, context=dict[str, int], edges=[Edge(Light.RED, Tick.TICK, Light.RED)]
+    "counter",
+    initial=Light.RED,
+    context=dict[str, int],
+    edges=[Edge(Light.RED, Tick.TICK, Light.GREEN), Edge(Light, Tick.TICK, Light.RED)],
 )
 
 # --- decorators -----------------------------------------------------------------------------------

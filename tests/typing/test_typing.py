@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,3 +85,8 @@ def test_both_checkers_are_held_to_the_same_mistakes():
     lines = {line for _, line, _ in marked("pyright")}
     assert lines == {line for _, line, _ in marked("mypy")}
     assert len(lines) >= 50
+
+
+async def test_decorated_hooks_are_called_as_they_were_written():
+    """A decorator hands the function back unchanged: a unit test awaits it with a move of its own making."""
+    await runpy.run_path(str(RIGHT))["unit_test_of_hooks"]()
