@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 CHECKED := $(sort $(dir $(wildcard $(foreach room,workflow stores tests examples benchmarks,$(room)/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,13 @@ check: $(STAMP) ## format, lint, types, floors
 format: $(STAMP) ## put the code into form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+$(STAMP)-bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+bench: $(STAMP)-bench ## beside the bare limits and the peers: 20 minutes, or ARGS=--quick
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove everything that was made
 	rm -rf .venv build dist *.egg-info .*_cache .hypothesis

@@ -1,1 +1,1 @@
-"""What the engine costs, measured in one interleaved run."""
+"""What the engine costs, beside the bare limits and its peers, measured in one interleaved run."""

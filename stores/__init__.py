@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .memory import MemoryStore
+    from .postgres import PostgresStore
     from .sqlite import SQLiteStore
 
-__all__ = ["MemoryStore", "SQLiteStore"]
+__all__ = ["MemoryStore", "SQLiteStore", "PostgresStore"]
 
-_ROOMS = {"MemoryStore": "memory", "SQLiteStore": "sqlite"}
+_ROOMS = {"MemoryStore": "memory", "SQLiteStore": "sqlite", "PostgresStore": "postgres"}
 
 
 def __getattr__(name: str) -> object:

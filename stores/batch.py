@@ -1,250 +1,340 @@
-"""All that writes: a list of commits, claims or renewals in one transaction of SQLite.
+"""Group commit: what queues while one transaction is in flight goes out together in the next.
 
-These functions run on the writer's thread. `append` takes a list so that what queues while one
-transaction is flushed can go out together in the next.
+Nobody lingers: a caller that finds a writer idle commits alone. Each caller is answered when his
+commit is durable, and whether he is still there makes no difference to the others.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
-from time import monotonic
+import asyncio
+import contextvars
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
-from msgspec.structs import replace
+from workflow.errors import StoreError, StoreUnavailable
+from workflow.record import Answer, Commit, Locked
 
-from workflow.clock import utcnow
-from workflow.record import (
-    QUEUE,
-    Answer,
-    Change,
-    Commit,
-    Committed,
-    Conflicted,
-    Due,
-    Duplicate,
-    Locked,
-    Renewed,
-)
+from .rule import placed
 
-from . import sql
-from .link import code, translated
-from .rule import compared, due_put, placed
+A = TypeVar("A")
+K = TypeVar("K")
+V = TypeVar("V")
 
-_KNOWN = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL)
-"""Ways for COMMIT to fail after which the transaction is surely rolled back."""
+LARGEST = 512
+"""Most commits that go out in one transaction."""
+SPLIT = 16
+"""So many waiting commits are worth the round trip of a second writer."""
+BOUND = 8192
+"""Commits that may wait; who comes later waits for room."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
+"""Seconds until an instance that another transaction holds is tried again."""
+_LOCKED = Locked()
+
+Place = tuple[str, str]
 
 
-class _Refused(Exception):  # no error: it carries an answer out of the transaction
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer)
+class Write(Protocol):
+    """One transaction of one writer."""
+
+    async def __call__(self, writer: int, commits: Sequence[Commit], timeout: float | None) -> Sequence[Answer | None]:
+        """An answer for each commit; None: another transaction holds its instance, try again later.
+
+        `timeout` (seconds) is the time that the most hurried caller has left, None if none is hurried. A
+        StoreError whose `committed` is False says that nothing was written: perhaps for one bad commit.
+        """
+        ...
+
+
+class _Entry:
+    """A commit in the queue. It holds its places from its first flight until it is answered."""
+
+    __slots__ = ("answer", "commit", "deadline", "holds", "pause", "places", "until")
+
+    def __init__(self, commit: Commit, deadline: float, until: float, answer: asyncio.Future[Answer]) -> None:
+        self.commit = commit
+        self.places: list[Place] = [placed(change) for change in commit.changes]
+        self.deadline = deadline
+        self.until = until
         self.answer = answer
+        self.holds = False
+        self.pause = _FIRST_PAUSE / 2
 
 
-# --- transactions -----------------------------------------------------------------------------------
+class Batch:
+    """The queue before the writers of one store.
 
+    No instance is in two flights at once, nor twice in one; of two commits that touch one instance
+    the earlier goes first. A commit over several instances flies alone. `patience` (seconds) is how
+    long a commit without a timeout waits for other transactions.
+    """
 
-def _begin(db: sqlite3.Connection, busy: float, deadline: float | None) -> bool:
-    """Take the write lock within `busy` seconds; False if `deadline` (monotonic) passed before."""
-    left = busy if deadline is None else max(0.0, deadline - monotonic())
-    hurried = left < busy
-    try:
-        if hurried:
-            _patience(db, left)
-        db.execute(sql.BEGIN)
-    except sqlite3.OperationalError as error:
-        if hurried and code(error) == sqlite3.SQLITE_BUSY:
-            return False
-        raise
-    finally:
-        if hurried:
-            _patience(db, busy)
-    return True
+    def __init__(self, write: Write, *, writers: int = 1, patience: float = 5.0) -> None:
+        self._write = write
+        self._idle = list(range(writers))
+        self._waking = 0  # writers that were woken and have not looked into the queue yet: one at a time
+        self._patience = patience
+        self._queue: deque[_Entry] = deque()
+        self._held: set[Place] = set()
+        self._waiting = 0
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._coming = 0  # who was let in and has not put his commits in the queue yet
+        self._flights: set[asyncio.Task[None]] = set()
 
+    async def append(self, commits: Sequence[Commit], timeout: float | None) -> Sequence[Answer]:
+        """See `Store.append`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (self._patience if timeout is None else timeout)
+        deadline = math.inf if timeout is None else until
+        if self._room or self._waiting + self._coming >= BOUND:
+            await self._wait_for_room(loop, until)
+        entries = [_Entry(commit, deadline, until, loop.create_future()) for commit in commits]
+        self._queue.extend(entries)
+        self._waiting += len(entries)
+        self._dispatch()
+        if not entries:
+            return ()
+        if len(entries) == 1:
+            return [await entries[0].answer]
+        return await _all([entry.answer for entry in entries])
 
-def _patience(db: sqlite3.Connection, seconds: float) -> None:
-    db.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+    async def landed(self) -> None:
+        """Wait until everybody in the queue has his answer."""
+        while self._waiting or self._coming:
+            if self._flights:
+                await asyncio.wait(self._flights)
+            else:
+                await asyncio.sleep(_FIRST_PAUSE)
 
-
-def _end(db: sqlite3.Connection) -> None:
-    """COMMIT. If that fails, what was written is either rolled back or unknown."""
-    try:
-        db.execute("COMMIT")
-    except sqlite3.Error as error:
-        committed = False if code(error) in _KNOWN else None
-        raise translated(error, "COMMIT failed", committed=committed) from error
-
-
-# --- commits ----------------------------------------------------------------------------------------
-
-
-def append(
-    db: sqlite3.Connection, commits: Sequence[Commit], busy: float, deadline: float | None = None
-) -> list[Answer]:
-    """The whole of `Store.append`: one transaction, one flush, an answer for each commit."""
-    if not _begin(db, busy, deadline):
-        return [Locked() for _ in commits]
-    if len(commits) == 1 and len(commits[0].changes) == 1:
-        answers = [_attempt(db, commits[0], undo="ROLLBACK")]
-    else:
-        answers = [_saved(db, commit) for commit in commits]
-    if db.in_transaction:
-        _end(db)
-    return answers
-
-
-def _saved(db: sqlite3.Connection, commit: Commit) -> Answer:
-    """A commit that can be undone alone."""
-    db.execute("SAVEPOINT commit_")
-    answer = _attempt(db, commit, undo="ROLLBACK TO commit_")
-    db.execute("RELEASE commit_")
-    return answer
-
-
-def _attempt(db: sqlite3.Connection, commit: Commit, *, undo: str) -> Answer:
-    try:
-        return _committed(db, commit)
-    except _Refused as refused:
-        db.execute(undo)  # first: the commit's own half must not pass for one that landed before
-        return _landed(db, commit) or refused.answer
-
-
-def _committed(db: sqlite3.Connection, commit: Commit) -> Committed:
-    now = commit.now or utcnow()
-    written = {placed(change): _apply(db, commit, change, now) for change in sorted(commit.changes, key=placed)}
-    first = next((change for change in commit.changes if change.lines), commit.changes[0])
-    leased = written[placed(commit.changes[0])][1]
-    return Committed(sql.moment(written[placed(first)][0]), leased)
-
-
-def _landed(db: sqlite3.Connection, commit: Commit) -> Committed | None:
-    """The answer if one of its changes, and so all of them, was written before."""
-    for change in commit.changes:
-        row = _fetch(db, sql.GET_LINE, change.workflow, change.id, change.seq + 1) if change.lines else None
-        if row is not None and (line := sql.line_of(row)).commit_id == commit.id:
-            effects = _effects(db, commit.changes[0])
-            return Committed(line.at, effects if effects is not None and effects.token == commit.token else None)
-    return None
-
-
-def _apply(db: sqlite3.Connection, commit: Commit, change: Change, now: datetime) -> tuple[int, Due | None]:
-    """Do a change; its stamp, and the effects row if that is left leased to the committer."""
-    stamp = _move(db, commit, change, sql.micros(now))
-    effects = None
-    if change.lease is not None:
-        effects = _effects(db, change)
-        refusal = compared(effects, change.lease)
-        if refusal is not None:
-            raise _Refused(refusal)
-    effects = _schedule(db, change, effects, now)
-    return stamp, effects if effects is not None and effects.token == commit.token else None
-
-
-def _move(db: sqlite3.Connection, commit: Commit, change: Change, now: int) -> int:
-    """Compare `seq`, replace the head, append the lines."""
-    stamp = _compare_and_set(db, change, now)
-    if stamp is None:
-        raise _Refused(_key_seen(db, commit, change) or Conflicted())
-    try:
-        for line in change.lines:
-            db.execute(sql.INSERT_LINE, sql.line_row(line, stamp))
-    except sqlite3.IntegrityError:
-        seen = _key_seen(db, commit, change)
-        if seen is None:
+    async def _wait_for_room(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """Callers are let in in the order in which they came."""
+        turn: asyncio.Future[None] = loop.create_future()
+        self._room.append(turn)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await turn
+        except BaseException as error:
+            self._room_left(turn)
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable(f"{BOUND} commits are waiting to be written", committed=False) from None
             raise
-        raise _Refused(seen) from None
-    return stamp
+        self._coming -= 1
+
+    def _room_left(self, turn: asyncio.Future[None]) -> None:
+        """Somebody in the line goes away: if he had been let in, the next one is."""
+        if turn.done() and not turn.cancelled():
+            self._coming -= 1
+            self._let_in()
+        elif turn in self._room:
+            self._room.remove(turn)
+
+    def _let_in(self) -> None:
+        while self._room and self._waiting + self._coming < BOUND:
+            turn = self._room.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._coming += 1
+
+    # --- flights ----------------------------------------------------------------------------------
+
+    def _dispatch(self) -> None:
+        """Wake an idle writer, if there is something to write."""
+        if self._idle and self._queue and not self._waking:
+            self._waking = 1
+            flight = _apart(self._work(self._idle.pop()))
+            self._flights.add(flight)
+            flight.add_done_callback(self._flights.discard)
+
+    async def _work(self, writer: int) -> None:
+        self._waking = 0
+        try:
+            while group := self._cut():
+                self._dispatch()
+                await self._fly(writer, group)
+                # One turn for those who were just answered: they may have the next commit ready.
+                await asyncio.sleep(0)
+        finally:
+            self._idle.append(writer)
+
+    def _cut(self) -> list[_Entry]:
+        """Take what goes out next: all that waits, or a fair share if other writers are idle too."""
+        queue, waiting = self._queue, len(self._queue)
+        share = waiting if waiting < SPLIT else -(-waiting // (1 + len(self._idle) + self._waking))
+        most = min(share, LARGEST)
+        group: list[_Entry] = []
+        passed: list[_Entry] = []
+        passed_places: set[Place] = set()
+        while queue and len(group) < most:
+            entry = queue.popleft()
+            if entry.answer.done():  # its caller is gone; nothing was written
+                self._dismiss(entry)
+                continue
+            alone = len(entry.places) > 1
+            free = entry.holds or (passed_places.isdisjoint(entry.places) and self._held.isdisjoint(entry.places))
+            if not free or (alone and group):
+                passed.append(entry)
+                passed_places.update(entry.places)
+                if alone and free:
+                    break
+                continue
+            entry.holds = True
+            self._held.update(entry.places)
+            group.append(entry)
+            if alone:
+                break
+        queue.extendleft(reversed(passed))
+        return group
+
+    async def _fly(self, writer: int, group: Sequence[_Entry]) -> None:
+        deadline = min(entry.deadline for entry in group)
+        timeout = None if deadline == math.inf else max(0.0, deadline - asyncio.get_running_loop().time())
+        try:
+            answers = await self._write(writer, [entry.commit for entry in group], timeout)
+        except StoreError as error:
+            if len(group) > 1 and _divisible(error):
+                half = len(group) // 2
+                await self._fly(writer, group[:half])
+                await self._fly(writer, group[half:])
+                return
+            for entry in group:
+                self._refuse(entry, error)
+        except BaseException as error:
+            ended = StoreUnavailable(f"the writer ended: {error!r}", committed=None)
+            ended.__cause__ = error
+            for entry in group:
+                self._refuse(entry, ended)
+            if not isinstance(error, Exception):  # else the callers have heard of it, and others wait
+                raise
+        else:
+            for entry, answer in zip(group, answers, strict=True):
+                if answer is None:
+                    self._stall(entry)
+                else:
+                    self._dismiss(entry)
+                    if not entry.answer.done():
+                        entry.answer.set_result(answer)
+
+    def _stall(self, entry: _Entry) -> None:
+        """Another transaction holds it: it keeps its places, so that none behind it overtakes it."""
+        loop = asyncio.get_running_loop()
+        entry.pause = min(entry.pause * 2, _LONGEST_PAUSE)
+        left = entry.until - loop.time()
+        if left <= 0:
+            self._dismiss(entry)
+            if not entry.answer.done():
+                entry.answer.set_result(_LOCKED)
+        else:
+            loop.call_later(min(entry.pause, left), self._again, entry)
+
+    def _again(self, entry: _Entry) -> None:
+        self._queue.appendleft(entry)
+        self._dispatch()
+
+    def _refuse(self, entry: _Entry, error: StoreError) -> None:
+        self._dismiss(entry)
+        if not entry.answer.done():
+            entry.answer.set_exception(_own(error))
+
+    def _dismiss(self, entry: _Entry) -> None:
+        if entry.holds:
+            self._held.difference_update(entry.places)
+        self._waiting -= 1
+        if self._room:
+            self._let_in()
 
 
-def _compare_and_set(db: sqlite3.Connection, change: Change, now: int) -> int | None:
-    """The stamp; None if the head is not at the expected `seq`."""
-    if change.head is None:
-        seq, changed = _fetch(db, sql.PRESENT, change.workflow, change.id) or (0, now)
-        return max(now, changed) if seq == change.seq else None
-    if change.seq == 0:
-        return now if db.execute(sql.INSERT_HEAD, sql.head_row(change.head, now)).rowcount else None
-    replaced = db.execute(sql.REPLACE_HEAD, sql.head_change(change.head, now, change.seq)).fetchall()
-    return replaced[0][0] if replaced else None
+class Looks(Generic[K, V]):
+    """The same for reading: what is asked while one look is under way is asked together in the next."""
+
+    def __init__(self, look: Callable[[Sequence[K]], Awaitable[Sequence[V]]], *, flights: int = 2) -> None:
+        self._look = look
+        self._idle = flights
+        self._queue: deque[tuple[Sequence[K], asyncio.Future[Sequence[V]]]] = deque()
+        self._flights: set[asyncio.Task[None]] = set()
+
+    async def ask(self, keys: Sequence[K]) -> Sequence[V]:
+        """What is found for each key, seen after this call."""
+        answer: asyncio.Future[Sequence[V]] = asyncio.get_running_loop().create_future()
+        self._queue.append((keys, answer))
+        if self._idle:
+            self._idle -= 1
+            flight = _apart(self._work())
+            self._flights.add(flight)
+            flight.add_done_callback(self._flights.discard)
+        return await answer
+
+    async def landed(self) -> None:
+        """Wait until everybody has his answer."""
+        while self._flights:
+            await asyncio.wait(self._flights)
+
+    async def _work(self) -> None:
+        try:
+            while self._queue:
+                group = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST))]
+                await self._fly(group)
+                await asyncio.sleep(0)
+        finally:
+            self._idle += 1
+
+    async def _fly(self, group: Sequence[tuple[Sequence[K], asyncio.Future[Sequence[V]]]]) -> None:
+        try:
+            found = await self._look([key for keys, _ in group for key in keys])
+        except StoreError as error:
+            if len(group) > 1 and _divisible(error):
+                half = len(group) // 2
+                await self._fly(group[:half])
+                await self._fly(group[half:])
+                return
+            for _, answer in group:
+                if not answer.done():
+                    answer.set_exception(_own(error))
+        except BaseException as error:
+            ended = StoreUnavailable(f"the reader ended: {error!r}", committed=False)
+            ended.__cause__ = error
+            for _, answer in group:
+                if not answer.done():
+                    answer.set_exception(_own(ended))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            at = 0
+            for keys, answer in group:
+                if not answer.done():
+                    answer.set_result(found[at : at + len(keys)])
+                at += len(keys)
 
 
-def _key_seen(db: sqlite3.Connection, commit: Commit, change: Change) -> Duplicate | None:
-    for line in change.lines:
-        row = _fetch(db, sql.KEYED_LINE, change.workflow, change.id, line.key) if line.key is not None else None
-        if row is not None and (known := sql.line_of(row)).commit_id != commit.id:
-            return Duplicate(known)
-    return None
+def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task that knows nothing of the caller who happened to start it."""
+    return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
-def _schedule(db: sqlite3.Connection, change: Change, effects: Due | None, now: datetime) -> Due | None:
-    """Drop, put, hold. `effects` is the row that the change compared; answers what became of it."""
-    for name in change.drops:
-        db.execute(sql.DROP_DUE, (change.workflow, change.id, name))
-        effects = None if name == QUEUE else effects
-    for put in change.puts:
-        due = due_put(change, put, now)
-        wrote = db.execute(sql.PUT_ABSENT if put.absent else sql.PUT_DUE, sql.due_row(due)).rowcount
-        effects = due if put.name == QUEUE and wrote else effects
-    if change.held is not None:
-        db.execute(sql.HOLD_DUE, (change.held, change.workflow, change.id))
-        effects = replace(effects, held=change.held) if effects is not None else None
-    return effects
+def _divisible(error: StoreError) -> bool:
+    """May one row be at fault, and the others be written without it?"""
+    return error.committed is False and not isinstance(error, StoreUnavailable)
 
 
-def _effects(db: sqlite3.Connection, change: Change) -> Due | None:
-    row = _fetch(db, sql.GET_DUE, change.workflow, change.id, QUEUE)
-    return sql.due_of(row) if row is not None else None
+def _own(error: StoreError) -> StoreError:
+    """Each caller raises an error of his own."""
+    own = type(error)(str(error), error.committed)
+    own.__cause__ = error.__cause__
+    return own
 
 
-def _fetch(db: sqlite3.Connection, statement: str, *values: object) -> sql.Row | None:
-    rows: list[sql.Row] = db.execute(statement, values).fetchall()
-    return rows[0] if rows else None
-
-
-# --- due work ---------------------------------------------------------------------------------------
-
-
-def claim(
-    db: sqlite3.Connection,
-    workflows: Mapping[str, int],
-    token: str,
-    lease: timedelta,
-    limit: int,
-    dead: Collection[str],
-    now: datetime | None,
-    busy: float,
-) -> list[Due]:
-    """The whole of `Store.claim`."""
-    _begin(db, busy, None)
-    now = now or utcnow()
-    until = now + lease
-    rows: set[sql.Row] = set()
-    for workflow, version in workflows.items():
-        rows.update(db.execute(sql.RIPE_DUE, (workflow, sql.micros(now), version, limit)))
-        for gone in dead:
-            rows.update(db.execute(sql.ORPHAN_DUE, (workflow, gone, version, limit)))
-    first = sorted((sql.due_of(row) for row in rows), key=_time)[:limit]
-    for row in first:
-        db.execute(sql.LEASE_DUE, (token, sql.micros(until), row.workflow, row.id, row.name))
-    _end(db)
-    return [replace(row, token=token, attempt=row.attempt + 1, at=until) for row in first]
-
-
-def renew(
-    db: sqlite3.Connection,
-    token: str,
-    rows: Collection[tuple[str, str, str]],
-    lease: timedelta,
-    now: datetime | None,
-    busy: float,
-) -> Renewed:
-    """The whole of `Store.renew`."""
-    _begin(db, busy, None)
-    now = now or utcnow()
-    until = sql.micros(now + lease)
-    lost = frozenset(row for row in rows if not db.execute(sql.RENEW_DUE, (until, *row, token)).rowcount)
-    _end(db)
-    return Renewed(lost, now)
-
-
-def _time(row: Due) -> tuple[datetime, str, str, str]:
-    return row.at, row.workflow, row.id, row.name
+async def _all(answers: Sequence[asyncio.Future[A]]) -> list[A]:
+    """All answers, or the first error; what others heard meanwhile makes the outcome unknown."""
+    try:
+        await asyncio.wait(answers)
+    except asyncio.CancelledError:
+        for answer in answers:
+            answer.cancel()
+        raise
+    errors = [error for answer in answers if (error := answer.exception()) is not None]
+    if not errors:
+        return [answer.result() for answer in answers]
+    error = errors[0]
+    if len(errors) < len(answers) and isinstance(error, StoreError):
+        error.committed = None
+    raise error

@@ -44,8 +44,8 @@ def translated(error: BaseException, what: str, *, committed: bool | None = Fals
 class Link:
     """Runs functions on one connection, one at a time, in the order in which they were handed in.
 
-    A function once begun runs to its end, whatever becomes of its caller. One that leaves a
-    transaction open, by an error, finds it rolled back. The connection is opened at the first use.
+    A function once begun runs to its end, whatever becomes of its caller. The connection is opened
+    at the first use, and never again after `close`.
     """
 
     def __init__(self, name: str, connect: Callable[[], sqlite3.Connection]) -> None:
@@ -55,21 +55,42 @@ class Link:
         self._db: sqlite3.Connection | None = None
         self._failure: Exception | None = None
         self._opening: asyncio.Task[aiosqlite.Connection] | None = None
+        self._closed = False
 
     async def run(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
-        """What `work(connection, *args)` returns. The driver's errors come as `StoreError`."""
+        """What `work(connection, *args)` returns. The driver's errors come as `StoreError`. A transaction
+        that is open afterwards, by an error, is rolled back."""
         driver = self._driver
         if driver is None or self._db is None:
-            if self._opening is None:
-                self._opening = asyncio.create_task(self._open())
-            driver = await asyncio.shield(self._opening)
-        # aiosqlite offers a hop to its thread for each statement; a whole transaction in one hop is
-        # only to be had by the method that all of these use.
-        execute: Callable[..., Awaitable[T]] = driver._execute  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportUnknownVariableType]
-        return await execute(self._work, work, *args)
+            driver = await self.open()
+        return await _hop(driver, self._alone, work, args)
+
+    async def part(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
+        """The same as a part of a transaction, which stays open. Raises `StoreUnavailable` where the
+        connection, and so the transaction, is gone."""
+        driver = self._driver
+        if driver is None or gone(driver):
+            raise StoreUnavailable(f"{self._name}: the connection of the transaction was closed")
+        return await _hop(driver, self._work, work, args)
+
+    async def open(self) -> aiosqlite.Connection:
+        """The connection, to be used as it is."""
+        driver = self._driver
+        if driver is not None and self._db is not None and not gone(driver):
+            return driver
+        if self._closed:
+            raise StoreUnavailable(f"{self._name}: closed")
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    def forget(self) -> None:
+        """The next use opens another connection."""
+        self._db = None
 
     async def close(self) -> None:
         """Finish what was handed in, close, and end the thread; also if the caller is cancelled."""
+        self._closed = True
         await asyncio.shield(asyncio.create_task(self._close()))
 
     async def _close(self) -> None:
@@ -106,19 +127,41 @@ class Link:
             return sqlite3.connect(":memory:")
         return self._db
 
-    def _work(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
+    def _work(self, work: Callable[[sqlite3.Connection, *Args], T], args: tuple[*Args]) -> T:
         try:
             if self._db is None:
                 raise StoreUnavailable(f"{self._name}: the connection broke and is being opened again")
             return work(self._db, *args)
         except _DRIVER as error:
             raise translated(error, self._name) from error
-        finally:
-            self._clean()
 
-    def _clean(self) -> None:
-        if self._db is not None and self._db.in_transaction:
-            try:
-                self._db.rollback()
-            except sqlite3.Error:
-                self._db = None  # beyond repair: the next use opens another connection
+    def _alone(self, work: Callable[[sqlite3.Connection, *Args], T], args: tuple[*Args]) -> T:
+        try:
+            return self._work(work, args)
+        finally:
+            if self._db is not None and self._db.in_transaction:
+                try:
+                    self._db.rollback()
+                except sqlite3.Error:
+                    self._db = None  # beyond repair: the next use opens another connection
+
+
+def gone(driver: aiosqlite.Connection) -> bool:
+    """Whether somebody closed it."""
+    try:
+        _ = driver.in_transaction
+    except ValueError:
+        return True
+    return False
+
+
+async def _hop(driver: aiosqlite.Connection, run: Callable[..., T], *args: object) -> T:
+    """The driver offers a hop to its thread for each statement; a whole transaction in one hop is only to
+    be had by the method that all of these use."""
+    execute: Callable[..., Awaitable[T]] = driver._execute  # noqa: SLF001  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportUnknownVariableType]
+    try:
+        return await execute(run, *args)
+    except ValueError as error:
+        if gone(driver):
+            raise StoreUnavailable("the connection was closed") from error
+        raise

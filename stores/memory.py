@@ -33,7 +33,17 @@ from workflow.record import (
 
 from .agenda import Agenda
 from .hint import Hint
-from .rule import compared, cursor_position, cursor_text, due_put, fits, not_given_out, not_open, placed
+from .rule import (
+    compared,
+    cursor_position,
+    cursor_text,
+    due_put,
+    fits,
+    not_given_out,
+    not_open,
+    placed,
+    try_puts,
+)
 
 FEED = "memory"
 _CONFLICTED = Conflicted()
@@ -93,7 +103,7 @@ class MemoryStore:
         """See `Store.append`. Nobody can hold an instance for long, so `timeout` never passes."""
         self._check()
         for commit in commits:
-            _try_puts(commit)  # first: only they can fail
+            try_puts(commit)  # first: only they can fail
         answers = [self._commit(commit) for commit in commits]
         self._hint.ring()
         return answers
@@ -106,9 +116,10 @@ class MemoryStore:
                 return self._landed(commit) or refusal
         now = commit.now or utcnow()
         first = changes[0]
-        before = self._queue(first)
+        due = self._instances[first.workflow, first.id].due
+        before = due.get(QUEUE)
         at = self._apply(first, now) if len(changes) == 1 else self._apply_all(changes, now)
-        after = self._queue(first)
+        after = due.get(QUEUE)
         mine = after is not None and after.token == commit.token and (after is not before or first.lease)
         return Committed(at, after if mine else None)
 
@@ -298,13 +309,6 @@ class MemoryStore:
             for version, agenda in self._agendas[workflow].items()
             if version <= highest
         ]
-
-
-def _try_puts(commit: Commit) -> None:
-    """Raises what `due_put` raises, before anything is written."""
-    for change in commit.changes:
-        for put in change.puts:
-            due_put(change, put, commit.now or utcnow())
 
 
 def _time(row: Due) -> tuple[datetime, str, str, str]:

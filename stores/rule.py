@@ -6,8 +6,9 @@ import re
 from datetime import datetime
 from json import loads
 
+from workflow.clock import utcnow
 from workflow.errors import StoreError
-from workflow.record import Change, Due, Gone, Head, Lease, Lost, Put, Query
+from workflow.record import Change, Commit, Due, Gone, Head, Lease, Lost, Put, Query
 
 _GONE, _LOST = Gone(), Lost()
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
@@ -88,3 +89,10 @@ def due_put(change: Change, put: Put, now: datetime) -> Due:
         held=put.held,
         body=put.body,
     )
+
+
+def try_puts(commit: Commit) -> None:
+    """Raises what `due_put` raises, before anything is written."""
+    for change in commit.changes:
+        for put in change.puts:
+            due_put(change, put, commit.now or utcnow())

@@ -2,46 +2,78 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from functools import partial
-from heapq import merge
-from itertools import islice
-from json import dumps
 from pathlib import Path
-from time import monotonic, sleep
+from time import monotonic
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NoReturn, Self, TypeVar, TypeVarTuple
 
-from workflow.clock import utcnow
-from workflow.errors import StoreError
-from workflow.record import QUEUE, Answer, Commit, Due, Head, Line, Loaded, Page, Query, Renewed, Wake
+from attrs import frozen
 
-from . import batch, sql
+from workflow.errors import StoreError, StoreUnavailable
+from workflow.record import Answer, Commit, Committed, Due, Head, Line, Loaded, Locked, Page, Query, Renewed, Wake
+from workflow.store import Transaction, enter, inside
+
+from . import lite, seek
+from .batch import Batch, Looks
+from .file import MEMORY, open_reader, open_writer
+from .gate import Gate
 from .hint import Hint
-from .link import Link, code
-from .rule import cursor_position, cursor_text, labelled, not_given_out, not_open
+from .joint import PAUSE, Joint
+from .link import Link
+from .rule import not_open, try_puts
 
-FEED = "sqlite"
-MEMORY = ":memory:"
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
 BEAT = 0.25
 """Seconds between two looks for other processes' commits while somebody waits."""
+_LOCKED = Locked()
 
 
-class _Links(NamedTuple):
+@frozen(eq=False)
+class _Links:
+    """All that one opening has."""
+
     writer: Link
     reader: Link
+    guest: Link
+    """For transactions of the user's."""
+    batch: Batch
+    looks: Looks[tuple[str, str], Loaded | None]
+    gate: Gate
+    """Writers of this process, or one transaction of the user's: nobody waits for it on a thread."""
+
+    @property
+    def shared(self) -> bool:
+        """In memory there is one connection only: what a transaction has written, all would see."""
+        return self.reader is self.guest
+
+    async def close(self) -> None:
+        """Finish what was handed in, then close."""
+        await self.batch.landed()
+        await self.looks.landed()
+        closed = await asyncio.gather(
+            *(link.close() for link in {self.reader, self.guest, self.writer}), return_exceptions=True
+        )
+        for error in closed:
+            if error is not None:
+                raise error
 
 
 class SQLiteStore:
     """A store in the file `path`, or with ":memory:" in this process for as long as it is open.
 
-    Made if it is not there. An answered commit is on disk (write-ahead log, flushed at each
-    commit). One connection writes, another reads, so that reads never wait for writes. `busy` is
-    how long a verb waits while another process writes before it raises `StoreUnavailable`.
+    Made if it is not there. An answered commit is on disk (write-ahead log, flushed for each group of
+    commits that came together). One connection writes, another reads, so that reads never wait for
+    writes. `busy` is how long a verb waits while another process writes, or a transaction is open,
+    before it raises `StoreUnavailable`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, busy: timedelta = timedelta(seconds=5)) -> None:
@@ -51,6 +83,8 @@ class SQLiteStore:
         self._links: _Links | None = None
         self._opened = 0
         self._hint = Hint()
+        self._held: lite.Held | None = None
+        self._ends: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         """See `Store.__aenter__`. Raises `StoreError` for a file that cannot be used."""
@@ -58,7 +92,7 @@ class SQLiteStore:
         if self._links is None:
             self._links = self._connect()
         try:
-            await self._links.writer.run(_ready)
+            await self._links.writer.open()
         except BaseException:
             await self._leave()
             raise
@@ -72,10 +106,13 @@ class SQLiteStore:
         await self._leave()
 
     def _connect(self) -> _Links:
-        writer = Link(self._path, partial(_open_writer, self._path, self._busy))
-        if self._path == MEMORY:
-            return _Links(writer, writer)
-        return _Links(writer, Link(self._path, partial(_open_reader, self._path, self._busy)))
+        writes = partial(open_writer, self._path, self._busy, lite.PATIENCE)
+        writer = reader = guest = Link(self._path, writes)
+        if self._path != MEMORY:
+            reader = Link(self._path, partial(open_reader, self._path, self._busy))
+            guest = Link(self._path, writes)
+        batch = Batch(partial(self._fly, writer), patience=self._busy)
+        return _Links(writer, reader, guest, batch, Looks(lambda places: reader.run(seek.load, places)), Gate())
 
     async def _leave(self) -> None:
         self._opened -= 1
@@ -84,24 +121,67 @@ class SQLiteStore:
             return
         self._links = None
         self._hint.ring()
-        try:
-            await links.reader.close()
-        finally:
-            if links.writer is not links.reader:
-                await links.writer.close()
+        await asyncio.shield(asyncio.create_task(links.close()))
 
     def _use(self) -> _Links:
         if self._links is None:
             raise not_open(self)
         return self._links
 
+    async def _admitted(self, links: _Links, seconds: float, *, alone: bool = False) -> bool:
+        """Wait for transactions of this process. On True the caller must leave the gate."""
+        if not await links.gate.enter(seconds, alone=alone):
+            return False
+        if self._links is not links:  # closed meanwhile
+            links.gate.leave()
+            raise not_open(self)
+        return True
+
+    def _taken(self) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"{self._path}: locked by a transaction of this process for over {self._busy} s; inside its block use "
+            "the transaction's own verbs"
+        )
+
     # --- writing ----------------------------------------------------------------------------------
 
     async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
         """See `Store.append`. Another process that writes is waited for `timeout` or `busy`."""
-        deadline = None if timeout is None else monotonic() + timeout
+        links, hurried = self._use(), timeout is not None and timeout < self._busy
+        seconds = self._busy if timeout is None else min(timeout, self._busy)
+        until = monotonic() + seconds
+        if len(commits) != 1:
+            if not commits:
+                return ()
+            for commit in commits:
+                try_puts(commit)  # first: of a call that holds a time beyond all calendars nothing is written
+        if not await self._admitted(links, seconds):
+            if hurried:
+                return [_LOCKED] * len(commits)
+            raise self._taken()
         try:
-            return await self._use().writer.run(batch.append, tuple(commits), self._busy, deadline)
+            answers = await links.batch.append(commits, max(0.0, until - monotonic()))
+        finally:
+            links.gate.leave()
+        if not hurried and _LOCKED in answers:
+            self._give_up(answers)
+        return answers
+
+    def _give_up(self, answers: Sequence[Answer]) -> NoReturn:
+        """The caller had the patience to wait as long as the store does."""
+        committed = None if any(isinstance(answer, Committed) for answer in answers) else False
+        held = self._held
+        raise StoreUnavailable(f"{self._path}: {held}", committed) from held and held.__cause__
+
+    async def _fly(
+        self, link: Link, writer: int, commits: Sequence[Commit], timeout: float | None
+    ) -> Sequence[Answer | None]:
+        patience = lite.PATIENCE if timeout is None else min(timeout, lite.PATIENCE)
+        try:
+            return await link.run(lite.append, commits, patience)
+        except lite.Held as held:
+            self._held = held
+            return [None] * len(commits)
         finally:
             self._hint.ring()
 
@@ -115,41 +195,120 @@ class SQLiteStore:
         now: datetime | None = None,
     ) -> Sequence[Due]:
         """See `Store.claim`."""
-        known, gone = dict(workflows), tuple(dead)
-        return await self._use().writer.run(batch.claim, known, token, lease, limit, gone, now, self._busy)
+        return await self._write(lite.claim, dict(workflows), token, lease, limit, tuple(dead), now)
 
     async def renew(
         self, token: str, rows: Collection[tuple[str, str, str]], lease: timedelta, now: datetime | None = None
     ) -> Renewed:
         """See `Store.renew`."""
-        return await self._use().writer.run(batch.renew, token, tuple(rows), lease, now, self._busy)
+        return await self._write(lite.renew, token, tuple(rows), lease, now)
+
+    async def _write(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
+        links, until = self._use(), monotonic() + self._busy
+        if not await self._admitted(links, self._busy):
+            raise self._taken()
+        try:
+            while True:
+                try:
+                    return await links.writer.run(work, *args)
+                except lite.Held:
+                    if monotonic() > until:
+                        raise
+                    await asyncio.sleep(PAUSE)
+        finally:
+            links.gate.leave()
+
+    # --- together with the user's own rows --------------------------------------------------------
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        """See `Transactional.transaction`. `tx.connection` is an `aiosqlite.Connection`.
+
+        From its first moment on it holds the write lock of the file: other writers wait. Raises
+        `StoreUnavailable` if another holds it for `busy`.
+        """
+        links, until = self._use(), monotonic() + self._busy
+        if inside(self):
+            raise StoreError("a transaction of this store is open here: use that one, they cannot be nested")
+        if not await self._admitted(links, self._busy, alone=True):
+            raise self._taken()
+        joint = Joint(self, links.guest)
+        try:
+            # Callers who have gone may have left something on its way.
+            await links.batch.landed()
+            await links.looks.landed()
+            await joint.begin(until)
+            enter(joint)
+            yield joint
+        except BaseException:
+            with suppress(StoreError):  # the connection is gone, and what was written in it
+                await self._end(links, joint, joint.roll_back)
+            raise
+        await self._end(links, joint, joint.commit)
+
+    def joined(self, connection: object) -> Transaction:
+        """See `Transactional.joined`: always a TypeError."""
+        raise TypeError("SQLite takes part only in transactions that it began: use `async with store.transaction()`")
+
+    async def _end(self, links: _Links, joint: Joint, how: Callable[[], Awaitable[None]]) -> None:
+        """In a task of its own: a caller who is cancelled must not leave the file locked."""
+        joint.open = False
+
+        async def ending() -> None:
+            try:
+                await how()
+            finally:
+                links.gate.leave()
+                self._hint.ring()
+
+        task = asyncio.create_task(ending())
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+        await asyncio.shield(task)
 
     # --- reading ----------------------------------------------------------------------------------
 
     async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
         """See `Store.load`."""
-        return await self._use().reader.run(_load, workflow, tuple(ids))
+        links = self._use()
+        return await self._look(links, links.looks.ask, [(workflow, id) for id in ids])
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         """See `Store.history`."""
-        return await self._use().reader.run(_lines, sql.HISTORY, (workflow, id, after, -1 if limit is None else limit))
+        return await self._ask(seek.history, workflow, id, after, limit)
 
     async def recall(self, workflow: str, id: str, key: str) -> Line | None:
         """See `Store.recall`."""
-        lines = await self._use().reader.run(_lines, sql.KEYED_LINE, (workflow, id, key))
-        return lines[0] if lines else None
+        return await self._ask(seek.recall, workflow, id, key)
 
     async def find(self, query: Query) -> Sequence[Head]:
         """See `Store.find`. Indexed by workflow and status; other filters cost what they pass over."""
-        return await self._use().reader.run(_find, query)
+        return await self._ask(seek.find, query)
 
     async def read(self, cursor: str | None = None, limit: int = 1000) -> Page:
         """See `Store.read`."""
-        return await self._use().reader.run(_read, cursor, limit)
+        return await self._ask(seek.read, cursor, limit)
 
     async def next_due(self, workflows: Mapping[str, int], now: datetime | None = None) -> Wake:
         """See `Store.next_due`."""
-        return await self._use().reader.run(_next_due, dict(workflows), now)
+        return await self._ask(seek.next_due, dict(workflows), now)
+
+    async def _ask(self, work: Callable[[sqlite3.Connection, *Args], T], *args: *Args) -> T:
+        links = self._use()
+        return await self._look(links, links.reader.run, work, *args)
+
+    async def _look(self, links: _Links, ask: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
+        """Only at what is committed."""
+        if not links.shared:
+            return await ask(*args)
+        if links.gate.alone is asyncio.current_task():
+            raise StoreError("inside its block a transaction in memory is to be read by its own verbs")
+        if not await self._admitted(links, self._busy):
+            raise self._taken()
+        try:
+            return await ask(*args)
+        finally:
+            links.gate.leave()
 
     async def wait(self, timeout: float) -> bool:
         """See `Store.wait`. Other processes are noticed within `BEAT`, without a query."""
@@ -175,144 +334,3 @@ class SQLiteStore:
         except OSError:
             return None
         return log.st_mtime_ns, log.st_size, log.st_ino
-
-
-# --- opening, on the connection's thread ------------------------------------------------------------
-
-
-def _ready(db: sqlite3.Connection) -> None:
-    """Nothing to do: the connection is opened by its first use."""
-
-
-def _open(path: str, busy: float, prepare: Callable[[sqlite3.Connection, float], None]) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=busy, isolation_level=None)
-    try:
-        prepare(db, busy)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _open_reader(path: str, busy: float) -> sqlite3.Connection:
-    return _open(path, busy, lambda db, _: _pragma(db, "query_only = ON"))
-
-
-def _open_writer(path: str, busy: float) -> sqlite3.Connection:
-    if sqlite3.sqlite_version_info < (3, 35):
-        raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old: 3.35 is needed (RETURNING)")
-    return _open(path, busy, partial(_prepare, path))
-
-
-def _prepare(path: str, db: sqlite3.Connection, busy: float) -> None:
-    _log_ahead(path, db, monotonic() + busy)
-    _pragma(db, "synchronous = FULL")
-    _pragma(db, "fullfsync = ON")  # macOS: a plain fsync leaves the data in the drive's cache
-    _migrate(path, db)
-
-
-def _pragma(db: sqlite3.Connection, setting: str) -> None:
-    db.execute(f"PRAGMA {setting}")
-
-
-def _log_ahead(path: str, db: sqlite3.Connection, deadline: float) -> None:
-    """Switch to the write-ahead log. SQLite does not wait for others here, so we do."""
-    while True:
-        try:
-            (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if code(error) != sqlite3.SQLITE_BUSY or monotonic() >= deadline:
-                raise
-            sleep(0.01)
-        else:
-            break
-    if mode != "wal" and path != MEMORY:
-        raise StoreError(
-            f"{path}: SQLite cannot keep a write-ahead log here (its journal is {mode!r}); use a local disk"
-        )
-
-
-def _migrate(path: str, db: sqlite3.Connection) -> None:
-    """Bring the schema to this code's version, under the write lock; others wait and find it done."""
-    db.execute(sql.BEGIN)
-    db.execute(sql.MAKE_META)
-    found = db.execute(sql.GET_VERSION).fetchone()
-    version = found[0] if found is not None else 0
-    if version > len(sql.STEPS):
-        raise StoreError(f"{path} has schema {version}, this code knows {len(sql.STEPS)}; upgrade enumflow")
-    for step in sql.STEPS[version:]:
-        for statement in step:
-            db.execute(statement)
-    db.execute(sql.SET_VERSION, (len(sql.STEPS),))
-    db.execute("COMMIT")
-
-
-# --- reading, on the reader's thread ----------------------------------------------------------------
-
-
-def _lines(db: sqlite3.Connection, statement: str, values: tuple[object, ...]) -> list[Line]:
-    return [sql.line_of(row) for row in db.execute(statement, values).fetchall()]
-
-
-def _load(db: sqlite3.Connection, workflow: str, ids: Sequence[str]) -> list[Loaded | None]:
-    db.execute("BEGIN")  # all of one instant
-    found = [_loaded(db, workflow, id) for id in ids]
-    db.execute("COMMIT")
-    return found
-
-
-def _loaded(db: sqlite3.Connection, workflow: str, id: str) -> Loaded | None:
-    head = db.execute(sql.GET_HEAD, (workflow, id)).fetchone()
-    if head is None:
-        return None
-    row = db.execute(sql.GET_DUE, (workflow, id, QUEUE)).fetchone()
-    if row is None:
-        return Loaded(sql.head_of(head), None, ())
-    effects = sql.due_of(row)
-    return Loaded(sql.head_of(head), effects, tuple(_lines(db, sql.OWING, (workflow, id, effects.seq))))
-
-
-def _find(db: sqlite3.Connection, query: Query) -> list[Head]:
-    values: dict[str, object] = {
-        "workflow": query.workflow,
-        "after": query.after or "",
-        "states": None if query.state is None else dumps(sorted(query.state), ensure_ascii=False),
-        "before": None if query.changed_before is None else sql.micros(query.changed_before),
-    }
-    if query.status is None:
-        return list(islice(_heads(db, sql.FIND, values, query), query.limit))
-    db.execute("BEGIN")  # one instant for all statuses: no head is met twice or missed between them
-    each = (_heads(db, sql.FIND_STATUS, values | {"status": status}, query) for status in query.status)
-    found = list(islice(merge(*each, key=lambda head: head.id), query.limit))
-    db.execute("COMMIT")
-    return found
-
-
-def _heads(db: sqlite3.Connection, statement: str, values: dict[str, object], query: Query) -> Iterator[Head]:
-    """The heads that match, read one by one: a page ends where it is full."""
-    labels = sql.HEAD.index("labels")
-    with closing(db.execute(statement, values)) as rows:
-        for row in rows:
-            if not query.labels or labelled(query, row[labels]):
-                yield sql.head_of(row)
-
-
-def _read(db: sqlite3.Connection, cursor: str | None, limit: int) -> Page:
-    position = cursor_position(FEED, cursor)
-    rows: list[sql.Row] = db.execute(sql.READ, (position, limit)).fetchall()
-    if rows:
-        return Page(tuple(sql.line_of(row[:-1]) for row in rows), cursor_text(FEED, rows[-1][-1]))
-    if cursor is not None and position > (db.execute(sql.LAST).fetchone()[0] or 0):
-        raise not_given_out(cursor)
-    return Page((), cursor_text(FEED, position))
-
-
-def _next_due(db: sqlite3.Connection, workflows: Mapping[str, int], now: datetime | None) -> Wake:
-    times: list[int] = []
-    tokens: set[str] = set()
-    db.execute("BEGIN")
-    for known in workflows.items():
-        times += (at for (at,) in db.execute(sql.NEXT_DUE, known))
-        tokens.update(token for (token,) in db.execute(sql.OWNERS, known))
-    db.execute("COMMIT")
-    return Wake(sql.moment(min(times)) if times else None, frozenset(tokens), now or utcnow())

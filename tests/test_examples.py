@@ -4,16 +4,20 @@ import asyncio
 import gzip
 import io
 import os
+import random
+import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from examples import incidents, orders, service
+from examples import incidents, orders, service, transfer
 from stores import SQLiteStore
+from tests.server import Server
 from workflow import Manager, StoreUnavailable
 from workflow.record import Transition
 from workflow.testing import paths, replay
@@ -39,10 +43,10 @@ def test_a_small_example_stays_small(name: str):
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
 
 
-@pytest.mark.parametrize("name", ["orders", "kyc", "encounter"])
+@pytest.mark.parametrize("name", ["orders", "kyc", "encounter", "transfer"])
 def test_an_example_asks_nothing_of_its_reader(name: str, tmp_path: Path):
     """It can be run as a script and as a module, from wherever one happens to be."""
-    size = ["40"] if name == "orders" else []
+    size = ["40"] if name in {"orders", "transfer"} else []
     assert run(EXAMPLES / f"{name}.py", *size, cwd=tmp_path)
     assert run("-m", f"examples.{name}", *size, cwd=tmp_path)
     assert not list(tmp_path.iterdir())
@@ -129,6 +133,59 @@ def test_an_order_can_be_tested_without_its_services(served: Path):
     assert sorted(len(path) for path in paths(spec)) == [1, 4, 4]
     for history in asyncio.run(orders.look(served, range(40))).values():
         assert replay(spec, history).state in {orders.State.SHIPPED, orders.State.CANCELLED}
+
+
+# --- transfer -------------------------------------------------------------------------------------
+
+
+def test_transfers_keep_the_sum(tmp_path: Path):
+    """Made, refused and broken off side by side; said again all of it was made before."""
+    told = [run("-m", "examples.transfer", "200", tmp_path / "bank.db", cwd=tmp_path) for _ in range(2)]
+    made, rows = re.findall(r"(\d+) made,|(\d+) rows", told[0])
+    assert re.search(r"1[0-9] broken off half-way, \d+ made, \d+ refused\n", told[0])
+    assert made[0] == rows[1]
+    assert f" {made[0]} made before, " in told[1]
+    assert all(", 1000 in all" in said for said in told)
+    assert len((EXAMPLES / "transfer.py").read_text().splitlines()) <= 120
+
+
+@pytest.mark.timeout(120)
+def test_transfers_survive_kills(tmp_path: Path):
+    """Killed ten times at any moment: no move is there without the other and its row, and none is lost for ever."""
+    command = [sys.executable, str(EXAMPLES / "transfer.py"), "700", "bank.db"]
+    env, dice, rows = os.environ | {"PYTHONPATH": str(ROOT)}, random.Random(4), [0]
+    for _ in range(10):
+        with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL) as child:
+            log = tmp_path / "bank.db-wal"
+            while child.poll() is None and not log.exists():
+                time.sleep(0.01)
+            time.sleep(dice.uniform(0.0, 0.4))
+            child.kill()
+        rows.append(asyncio.run(checked(tmp_path / "bank.db")))
+    assert len(set(rows)) > 5, "most of them were killed before or after the work"
+    said = run(*command[1:], cwd=tmp_path)
+    assert f" {rows[-1]} made before, " in said
+    assert asyncio.run(checked(tmp_path / "bank.db")) > rows[-1]
+
+
+def test_transfers_on_postgres(tmp_path: Path):
+    """The same, with rows in the reader's own schema; a second run goes on where the first ended."""
+    with Server(fsync=False) as server:
+        url = server.create_role("bank")
+        told = [run("-m", "examples.transfer", count, url, cwd=tmp_path) for count in ("200", "300")]
+    assert all(", 1000 in all" in said for said in told)
+    assert " made before, " in told[1]
+
+
+async def checked(file: Path) -> int:
+    """How many transfers were made, once the accounts and the rows were seen to agree."""
+    bank = transfer.Bank(str(file))
+    async with bank.accounts:
+        await bank.open()
+        await bank.check()
+        async with bank.store.transaction() as tx:
+            ((count,),) = await (await tx.connection.execute("SELECT count(*) FROM transfer")).fetchall()
+        return int(count)
 
 
 # --- incidents ------------------------------------------------------------------------------------

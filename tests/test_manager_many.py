@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from stores import SQLiteStore
+from stores import MemoryStore, PostgresStore, SQLiteStore
 from tests.flows import Ctx, E, S, flow, inner, quiet
 from workflow import Manager
 from workflow.ledger import HEADS
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite"])
-async def test_thousands_of_sends_on_thousands_of_instances(kind, memory, tmp_path):
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def crowd(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """A store and a number of instances that it serves in a few seconds."""
+    match request.param:
+        case "memory":
+            return MemoryStore(), 3000
+        case "sqlite":
+            return SQLiteStore(tmp_path / "many.db"), 1000
+        case _:
+            return PostgresStore(request.getfixturevalue("postgres"), schema=request.getfixturevalue("schema")), 1000
+
+
+async def test_thousands_of_sends_on_thousands_of_instances(crowd):
     """Every one of thousands of concurrent sends gets its own answer, and each hook runs once."""
-    store, count = (memory, 3000) if kind == "memory" else (SQLiteStore(tmp_path / "many.db"), 1000)
+    store, count = crowd
     ran: Counter[str] = Counter()
 
     async def hook(m):

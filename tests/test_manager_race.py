@@ -10,6 +10,7 @@ import pytest
 from stores import MemoryStore
 from tests.flows import Ctx, E, Gate, Log, S, Tap, edged, flow, inner, quiet, story, turns, until, waiting
 from workflow import Busy, Conflict, Deny, Edge, Finished, IllegalTransition, KeyConflict, Manager
+from workflow.ledger import HEADS
 
 
 async def test_a_stale_head_is_judged_again(store):
@@ -266,7 +267,7 @@ async def test_nothing_grows_with_instances_at_rest():
             await m.start(f"i{n}")
         await asyncio.gather(*(m.send(f"i{n}", E.GO) for n in range(300)))
         assert quiet(m)
-        assert len(inner(m)._heads) <= 8192
+        assert len(inner(m)._heads) <= HEADS
         assert len(log) == 300
 
 

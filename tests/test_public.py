@@ -56,11 +56,13 @@ FACE = {
         "Store",
         "Stuck",
         "Then",
+        "Transaction",
+        "Transactional",
         "Transition",
     },
     "workflow.testing": {"FakeClock", "Faults", "StoreConformance", "paths", "replay"},
     "workflow.diagram": {"mermaid"},
-    "stores": {"MemoryStore", "SQLiteStore"},
+    "stores": {"MemoryStore", "PostgresStore", "SQLiteStore"},
 }
 
 
@@ -104,7 +106,7 @@ def imported(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-DRIVERS = {"aiosqlite", "sqlite3", "_sqlite3", "psycopg"}
+DRIVERS = {"aiosqlite", "sqlite3", "_sqlite3", "psycopg", "psycopg_pool"}
 TOOLS = {"pytest", "hypothesis", "rich", "starlette", "httpx", "uvicorn"}
 
 
@@ -116,7 +118,8 @@ TOOLS = {"pytest", "hypothesis", "rich", "starlette", "httpx", "uvicorn"}
         ("from workflow.testing import FakeClock, Faults, StoreConformance", DRIVERS | TOOLS | {"stores"}),
         ("import stores", DRIVERS | TOOLS),
         ("from stores import MemoryStore", DRIVERS | TOOLS),
-        ("from stores import SQLiteStore", {"psycopg"} | TOOLS),
+        ("from stores import SQLiteStore", {"psycopg", "psycopg_pool"} | TOOLS),
+        ("from stores import PostgresStore", DRIVERS - {"psycopg", "psycopg_pool"} | TOOLS),
     ],
 )
 def test_an_import_loads_only_what_it_needs(statement: str, absent: set[str]):

@@ -6,18 +6,22 @@ import importlib
 import inspect
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from attrs import frozen
 
+import stores
 import workflow
-from stores import MemoryStore
+from stores import MemoryStore, PostgresStore
 from workflow import testing
 from workflow.diagram import mermaid
 
@@ -28,6 +32,7 @@ BLOCKS = FENCE.findall(TEXT)
 SNIPPETS = [body for language, body in BLOCKS if language == "python"]
 OUTPUTS = [body for language, body in BLOCKS if language == "text"]
 PROSE = FENCE.sub("", TEXT)
+(SELECT,) = re.findall(r"`(SELECT [^`]+)`", PROSE)
 FILES = re.findall(r"`(\w+\.py)`", PROSE)
 LINKS = sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", PROSE)))
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -36,7 +41,7 @@ NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """What a reader has who saved the snippets under the names that the README gives them."""
-    for name, body in zip(("order.py", "test_bill.py"), SNIPPETS, strict=True):
+    for name, body in zip(("order.py", "test_bill.py", "invoice.py"), SNIPPETS, strict=True):
         (tmp_path / name).write_text(body)
     return tmp_path
 
@@ -53,13 +58,13 @@ def run(folder: Path, *arguments: str) -> str:
 def test_readme_knows_only_blocks_that_are_run():
     """Whatever is fenced is code that runs or its output, and the prose names the file of each snippet."""
     assert {language for language, _ in BLOCKS} == {"python", "text"}
-    assert (len(SNIPPETS), len(OUTPUTS)) == (2, 1)
-    assert list(dict.fromkeys(FILES)) == ["order.py", "test_bill.py"]
+    assert (len(SNIPPETS), len(OUTPUTS)) == (3, 1)
+    assert list(dict.fromkeys(FILES)) == ["order.py", "test_bill.py", "invoice.py"]
 
 
 def test_it_is_short():
     """One screen, plus what is needed."""
-    assert len(TEXT.splitlines()) < 200
+    assert len(TEXT.splitlines()) < 240
 
 
 def test_the_example_says_what_the_readme_says(folder: Path):
@@ -75,6 +80,15 @@ def test_the_second_snippet_is_a_test_that_passes(folder: Path):
     (printed,) = re.findall(r"this prints: (.*)", SNIPPETS[1])
     assert printed in out.splitlines()
     assert "1 passed" in out
+
+
+def test_the_third_snippet_keeps_both_or_neither(folder: Path):
+    """The row and the move; said again, the row goes with the move that is refused."""
+    assert run(folder, "invoice.py") == "ask the warehouse, with the key order/o-2/2/enter/paid/Shop.reserve\n"
+    with pytest.raises(AssertionError, match="IllegalTransition"):
+        run(folder, "invoice.py")
+    with closing(sqlite3.connect(folder / "orders.db")) as db:
+        assert db.execute("SELECT id, total FROM invoice").fetchall() == [("o-2", 70)]
 
 
 # --- what the prose says ----------------------------------------------------------------------------
@@ -251,24 +265,39 @@ async def test_settled_waits_in_real_time(order: Any):
         assert (loop.time() - before >= 0.05, clock.now()) == (True, NOON)
 
 
+async def test_states_are_columns(order: Any, postgres: str, schema: str):
+    """The query finds what is in that state."""
+    async with PostgresStore(postgres, schema=schema) as store, workflow.Manager(order.draw(shop()), store) as orders:
+        for id, total in ("o-1", 100), ("o-2", 200):
+            await orders.send(id, order.Event.PAY, total, start=order.Order(total=total))
+        await orders.start("o-3", order.Order(total=300))
+        async with store.transaction() as tx:
+            asked = SELECT.replace("enumflow", f'"{schema}"').encode()
+            assert sorted(await (await tx.connection.execute(asked)).fetchall()) == [("o-1",), ("o-2",)]
+
+
 # --- its words --------------------------------------------------------------------------------------
 
 
 def test_every_name_in_the_prose_exists():
     """No function is spoken of that is not there."""
     code = [re.sub(r'"\w+"', "", quoted) for quoted in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", PROSE)]
+    code.remove(SELECT)
     words = {word for piece in code for word in re.findall(r"[A-Za-z_]\w*", piece)}
     things = (
         *(workflow.Manager, workflow.Outcome, workflow.Move, workflow.Status, workflow.Spec, workflow.Instance),
-        *(workflow.Stuck, testing.FakeClock),
+        *(workflow.Stuck, workflow.Transactional, testing.FakeClock),
     )
-    verbs = (mermaid, workflow.Spec, workflow.Spec.on_enter)
-    known = {*dir(workflow), *dir(testing), *(name for thing in things for name in dir(thing))}
+    assert hasattr(psycopg, "AsyncConnection")
+    verbs = (PostgresStore, mermaid, workflow.Spec, workflow.Spec.on_enter, workflow.Manager.send)
+    known = {*dir(workflow), *dir(testing), *dir(stores), *(name for thing in things for name in dir(thing))}
     known |= {status.value for status in workflow.Status}
     known |= {argument for verb in verbs for argument in inspect.signature(verb).parameters}
     known |= {*re.findall(r"^ *(?:async )?(?:class|def) (\w+)", "".join(SNIPPETS), re.MULTILINE), "PAID"}
     plain = {"if", "def", "await", "True", "status", "make", "python3", "pip", "install", "__qualname__"}
-    places = {"enumflow", "workflow", "stores", "diagram", "mermaid", "order", "test_bill", "py", "m", "spec", "store"}
+    places = {"enumflow", "workflow", "stores", "diagram", "mermaid", "m", "spec", "store"}
+    places |= {"order", "test_bill", "invoice", "py", "psycopg", "AsyncConnection", "postgres"}
+    places |= set(re.findall(r"\w+", "orders.db postgresql://host/database"))
     answer = {"paid", "again"}
     assert words <= known | plain | places | answer
 

@@ -19,8 +19,8 @@ from workflow import (
     StoreError,
     StoreUnavailable,
     UnknownState,
-    commit,
     effect,
+    sight,
 )
 from workflow.record import Locked
 
@@ -107,7 +107,7 @@ async def hangs(m) -> bool:
 
 async def test_a_guard_that_hangs(store, clock, monkeypatch):
     """The caller's timeout bounds his guards too, and nothing is written; others are not kept waiting."""
-    monkeypatch.setattr(commit, "_MOMENT", 0.01)
+    monkeypatch.setattr(sight, "_MOMENT", 0.01)
     async with Manager(flow(edges=edged(Edge(S.A, E.GO, S.C, guard=hangs))), store, clock=clock) as m:
         await m.start("i")
         behind = None

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 STORY = """
 import asyncio
+import sys
 from enum import StrEnum
 from pathlib import Path
 
@@ -42,15 +43,22 @@ async def ring(m: Move[Door, Act]) -> None:
     opened.append(m.id)
 
 
+def drawers():
+    yield MemoryStore()
+    yield SQLiteStore("doors.db")
+    for url, schema in [sys.argv[1:]] if sys.argv[1:] else ():
+        yield stores.PostgresStore(url, schema=schema)
+
+
 async def main():
-    for store in (MemoryStore(), SQLiteStore("doors.db")):
+    for store in drawers():
         async with Manager(spec, store) as doors:
             await doors.start("d-1")
             done = await doors.send("d-1", Act.PUSH, key="once")
             again = await doors.send("d-1", Act.PUSH, key="once")
             assert (done.state, done.duplicate, again.duplicate) == (Door.OPEN, False, True)
             assert replay(spec, await doors.history("d-1")).state is Door.OPEN
-    assert opened == ["d-1", "d-1"]
+    assert opened == ["d-1"] * len(list(drawers()))
 
 
 asyncio.run(main())
@@ -95,12 +103,14 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path):
 
 
 @pytest.mark.timeout(180)
-def test_the_wheel_works_alone(wheel: Path, tmp_path: Path):
-    """A new venv, the wheel with what it asks for, and a small workflow far from this tree."""
+def test_the_wheel_works_alone(wheel: Path, tmp_path: Path, postgres: str, schema: str):
+    """A new venv, the wheel with what it asks for, and a small workflow far from this tree; then PostgreSQL, too."""
     run(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=tmp_path)
     (tmp_path / "story.py").write_text(STORY)
-    together, where = run(python, "-W", "error", "story.py", cwd=tmp_path).splitlines()
-    assert together == "True"
-    assert where.startswith(str(tmp_path))
+    for extra, where in (("", ()), ("[postgres]", (postgres, schema))):
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}{extra}", cwd=tmp_path)
+        together, place = run(python, "-W", "error", "story.py", *where, cwd=tmp_path).splitlines()
+        assert together == "True"
+        assert place.startswith(str(tmp_path))
+        (tmp_path / "doors.db").unlink()

@@ -27,7 +27,7 @@ from .manager import Manager
 from .record import Instance, Outcome, Resumed, Status, Stuck, Transition
 from .retry import Permanent, Retry
 from .spec import Spec
-from .store import Store
+from .store import Store, Transaction, Transactional
 from .word import ANY, STAY, Deny, Edge, Move, Then
 
 __all__ = [
@@ -65,6 +65,8 @@ __all__ = [
     "StoreUnavailable",
     "Stuck",
     "Then",
+    "Transaction",
+    "Transactional",
     "Transition",
     "UnknownInstance",
     "UnknownState",

@@ -31,6 +31,9 @@ from .word import Move, Then, word
 
 T = TypeVar("T")
 
+_PRESSING = 0.05
+"""Seconds until a hook that goes on though it was cancelled is cancelled again."""
+
 Changes: TypeAlias = list[Callable[[Any], Any]]
 
 
@@ -74,18 +77,22 @@ Report: TypeAlias = Did | Failed | Unknown | Only | Stopped
 class Call:
     """The hook that a run is at."""
 
-    __slots__ = ("hook", "scope", "threaded")
+    __slots__ = ("hook", "stopped", "task", "threaded")
 
     def __init__(self) -> None:
         self.hook = ""
-        self.scope: anyio.CancelScope | None = None
+        self.task: asyncio.Task[Any] | None = None
+        """In which the hook runs, while it does."""
+        self.stopped = False
         self.threaded = False
         """A thread runs the hook: cancelled, it goes on alone."""
 
     def stop(self) -> None:
-        """Cancel the hook, if it can be."""
-        if self.scope is not None:
-            self.scope.cancel()
+        """Cancel the hook, again and again until it ends."""
+        if self.task is not None:
+            self.stopped = True
+            self.task.cancel()
+            self.task.get_loop().call_later(_PRESSING, self.stop)
 
 
 class Caller:
@@ -165,25 +172,32 @@ class Caller:
 
     async def _call(self, here: Call, callback: Callback, move: Move[Any, Any, Any]) -> Any:
         """The hook's own result, or the class `Stopped` if we cancelled it. Raises what it raises."""
-        timeout = None if callback.timeout is None else callback.timeout.total_seconds()
-        with anyio.CancelScope() as scope, circle.hook(self.ledger.node(move.id)):
-            here.scope = scope
-            here.threaded = False
-            try:
-                async with asyncio.timeout(timeout):
-                    value = callback.call(move) if callback.waits else await self._in_thread(here, callback.call, move)
-                    value = await value if inspect.isawaitable(value) else value
-                if not (scope.cancel_called or self.closing):
-                    await _forgive()
-                return value  # noqa: TRY300  # what comes next is for those that were cancelled
-            except asyncio.CancelledError as e:
-                if scope.cancel_called or self.closing:
-                    raise
+        here.task, here.stopped, here.threaded = asyncio.current_task(), False, False
+        try:
+            with circle.hook(self.ledger.node(move.id)):
+                if callback.timeout is None:
+                    value = await self._awaited(here, callback, move)
+                else:
+                    async with asyncio.timeout(callback.timeout.total_seconds()):
+                        value = await self._awaited(here, callback, move)
+            here.task = None
+            if not self.closing:
+                await _forgive()
+            return value  # noqa: TRY300  # what comes next is for those that were cancelled
+        except asyncio.CancelledError as e:
+            if here.stopped:
                 _uncancel()
-                raise RuntimeError("the hook raised CancelledError") from e
-            finally:
-                here.scope = None
-        return Stopped
+                return Stopped
+            if self.closing:
+                raise
+            _uncancel()
+            raise RuntimeError("the hook raised CancelledError") from e
+        finally:
+            here.task = None
+
+    async def _awaited(self, here: Call, callback: Callback, move: Move[Any, Any, Any]) -> Any:
+        value = callback.call(move) if callback.waits else await self._in_thread(here, callback.call, move)
+        return await value if inspect.isawaitable(value) else value
 
     async def _in_thread(self, here: Call, call: Callable[[Any], Any], move: Move[Any, Any, Any]) -> Any:
         """Call a plain function where it may block. Cancelled, the thread goes on alone."""

@@ -93,8 +93,10 @@ def checked(what: str, name: object) -> str:
     """`name` if every store can hold it as an id or key. Raises `InvalidName`."""
     if not isinstance(name, str):
         raise InvalidName(f"{what} must be a str, not {name!r}")
+    if name.isascii() and 0 < len(name) <= NAME_LIMIT and "\0" not in name:
+        return name  # nearly all are so plain
     try:
-        size = len(name) if name.isascii() else len(name.encode())
+        size = len(name.encode())
     except UnicodeEncodeError as e:
         raise InvalidName(f"{what} {name!r} is no valid Unicode text") from e
     if not 0 < size <= NAME_LIMIT:

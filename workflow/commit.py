@@ -10,47 +10,27 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Generator
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import timedelta
 
 import msgspec
-from msgspec import Struct
 
-from . import circle, incarnation
+from . import circle
 from .clock import Clock
-from .errors import Busy, Conflict, GuardError, KeyConflict, Reentrant, StoreError, WorkflowError
+from .errors import Busy, Conflict, Reentrant, StoreError, WorkflowError
 from .kernel import AnySpec
 from .lane import Full, Lanes
-from .ledger import FIRST_PAUSE, LONGEST_PAUSE, Ledger, stamped, stamped_line, think, took
-from .plan import Decided, Deciding, Decision, Plan
-from .queue import Fault, Held, settled, undoing
-from .record import Answer, Commit, Committed, Duplicate, Head, Kind, Line, Loaded, Locked, Status
+from .ledger import FIRST_PAUSE, Ledger, took
+from .plan import Decided, Plan
+from .queue import Held
+from .record import Answer, Commit, Committed, Duplicate, Loaded, Locked
+from .sight import LONGEST_PAUSE, Written, context_after, stamped, stamped_line
 from .store import Store
-from .view import transition
 
 TRIES = 20
 """How often a call judges again after others moved the instance."""
 _HASTY = 2
 """After so many lost races a call pauses before the next: the winner may have its whole lane to work off."""
-_MOMENT = 0.5
-"""Seconds that guards get even from a caller in a hurry."""
-
-
-class Written(Struct, frozen=True):
-    """What a plan came to."""
-
-    line: Line
-    context: str
-    """The context in force after that line."""
-    head: Head
-    duplicate: bool = False
-    settled: bool = True
-    held: Held | None = None
-    """The queue of effects, if it is now leased to us: run it."""
-    fault: Fault | None = None
-    """A returned event that was judged on the way was not taken."""
-    culprit: str = ""
-    retry_at: datetime | None = None
 
 
 class Writer(Ledger):
@@ -64,41 +44,6 @@ class Writer(Ledger):
         self.adopt: Callable[[Held], object] = lambda held: None
         """Runs a queue whose sender is gone; set by the Manager."""
         self._handed: set[str] = set()
-
-    async def recall(self, plan: Plan, seen: Loaded | None = None) -> Written | None:
-        """The answer to a call whose key was seen before. Raises KeyConflict.
-
-        `seen` is a sight of the instance had since the call came, if there is one.
-        """
-        if plan.key is None:
-            return None
-        line = await self.store.recall(self.spec.name, plan.id, plan.key)
-        return None if line is None else await self._repeated(plan, line, seen)
-
-    async def _repeated(self, plan: Plan, line: Line, seen: Loaded | None) -> Written | None:
-        loaded = seen if seen is not None and seen.head.seq >= line.seq else await self.load(plan.id)
-        if loaded is None:
-            return None
-        head = loaded.head
-        context = head.context if line.context_seq == head.context_seq else await self.context_of(line)
-        desk = self.desk(plan.id, self.author())
-        if not await think(plan.same(self.spec, line, desk.peek)):
-            raise KeyConflict(plan.id, plan.key or "", transition(self.spec, line, context))
-        done = settled(loaded, line.seq) and not (line.kind == Kind.COMPENSATE and undoing(loaded))
-        return Written(line, context, head, True, done)
-
-    def occupied(self, loaded: Loaded) -> float | None:
-        """None if an event may be judged now; else the most seconds before another look makes sense."""
-        due = loaded.effects
-        if due is None or loaded.head.status not in (Status.RUNNING, Status.FINISHED):
-            return None
-        if due.token == self.incarnation.token and loaded.head.id in self.rest:
-            return LONGEST_PAUSE
-        if due.token is not None:
-            left = (due.at - self.now()).total_seconds()
-            if left > 0 and not incarnation.dead((due.token,)):
-                return left
-        return LONGEST_PAUSE if undoing(loaded) else None
 
     # --- writing ----------------------------------------------------------------------------------
 
@@ -169,7 +114,10 @@ class Writer(Ledger):
                 loaded, fresh = await self.load(plan.id), True
                 continue
             deciding = plan.decide(self, loaded)
-            decision = await self._think(plan, deciding, deadline) if isinstance(deciding, Generator) else deciding
+            if isinstance(deciding, Decided | WorkflowError):
+                decision = deciding
+            else:
+                decision = await self.consider(plan, deciding, deadline)
             if isinstance(decision, Decided):
                 answer = await self._append(plan, decision, loaded, deadline)
                 if isinstance(answer, Committed):
@@ -186,18 +134,6 @@ class Writer(Ledger):
                 await asyncio.sleep(min(0.001 * 2**tries, 0.05) * random.random())
             loaded, fresh = await self.load(plan.id), True
 
-    async def _think(self, plan: Plan, deciding: Deciding, deadline: float) -> Decision:
-        """Guards may take what time the caller has, but a moment in any case."""
-        loop = asyncio.get_running_loop()
-        limit = max(deadline, loop.time() + _MOMENT)
-        try:
-            decision = await think(deciding, limit)
-        except TimeoutError as e:
-            raise Busy(plan.id, "the store did not answer in time") from e
-        if isinstance(decision, GuardError) and loop.time() >= limit:
-            raise Busy(plan.id, "its guards did not answer in time") from decision
-        return decision
-
     async def _not_written(
         self,
         plan: Plan,
@@ -209,7 +145,7 @@ class Writer(Ledger):
     ) -> Written | None:
         """Refused, or another was faster: the answer if the key is known, None to judge again."""
         if isinstance(answer, Duplicate) and tries < TRIES:
-            return await self._repeated(plan, answer.line, None)
+            return await self.repeated(plan, answer.line, None)
         if isinstance(decision, WorkflowError):
             refusal = decision
         elif isinstance(answer, Locked):
@@ -281,18 +217,13 @@ class Writer(Ledger):
         puts = decided.change.puts
         if not puts and (seen is None or decided.change.drops):
             self.remember(head)
-            return Written(line, _context(decided, line), head)
+            return Written(line, context_after(decided, line), head)
         leased = took(answer, puts)
         if leased is None or head.id in self.rest:
             self.made_work()
             again = next((answer.at + put.wait for put in puts if not put.held), None)
-            context, fault = _context(decided, line), decided.fault
+            context, fault = context_after(decided, line), decided.fault
             return Written(line, context, head, False, False, None, fault, decided.culprit, again)
         known = tuple(stamped_line(owing, answer.at) for owing in decided.known)
         held = Held(head, leased, known, decided.whole)
-        return Written(line, _context(decided, line), head, settled=False, held=held)
-
-
-def _context(decided: Decided, line: Line) -> str:
-    """The context in force after the caller's line."""
-    return decided.head.context if line.context is None else line.context
+        return Written(line, context_after(decided, line), head, settled=False, held=held)

@@ -18,9 +18,10 @@ from . import queue
 from .call import Call, Caller, Changes, Did, Failed, Only, Report, Stopped, Unknown, patient, pause_after
 from .codec import Unstorable, clean, said
 from .errors import InvalidContext, StoreError, StoreUnavailable
-from .ledger import Ledger, stamped, stamped_line, think, took
+from .ledger import Ledger, took
 from .queue import Desk, Fault, Held, Step
 from .record import QUEUE, Answer, Committed, Due, Head, Loaded, Status
+from .sight import stamped, stamped_line, think
 
 _log = logging.getLogger("enumflow")
 _TRACEBACK = 4000

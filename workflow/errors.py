@@ -164,12 +164,18 @@ class KeyConflict(WorkflowError):
 
 
 class Conflict(WorkflowError):
-    """Others moved the instance each time we were about to."""
+    """Others moved the instance each time we were about to; `inside` a transaction of the user's, which
+    cannot be judged anew, once is enough."""
 
-    def __init__(self, id: str, tries: int) -> None:
+    def __init__(self, id: str, tries: int, *, inside: bool = False) -> None:
         self.id = id
         self.tries = tries
-        super().__init__(f"{id!r} was moved by others {tries} times while this call judged; call again")
+        self.inside = inside
+        super().__init__(
+            f"others moved {id!r} while your transaction was at it; roll it back and do the whole block again"
+            if inside
+            else f"{id!r} was moved by others {tries} times while this call judged; call again"
+        )
 
 
 class Busy(WorkflowError):
@@ -182,13 +188,17 @@ class Busy(WorkflowError):
 
 
 class Reentrant(WorkflowError):
-    """Waiting would close a circle of hooks; return the event from the hook instead."""
+    """Waiting would close a circle: of hooks, or (`inside`) of a call and the transaction it is made in."""
 
-    def __init__(self, id: str, committed: bool | None = False) -> None:
+    def __init__(self, id: str, committed: bool | None = False, *, inside: bool = False) -> None:
         self.id = id
         self.committed = committed
+        self.inside = inside
         super().__init__(
-            f"a hook waits for {id!r}, whose effects wait for that hook; return the event (or Then) from the hook "
+            f"this task is inside a transaction of the store, for whose end a call for {id!r} would wait; make the "
+            "move part of it (within=...), or call when the block has ended"
+            if inside
+            else f"a hook waits for {id!r}, whose effects wait for that hook; return the event (or Then) from the hook "
             "to have it sent next"
         )
 

@@ -1,8 +1,4 @@
-"""The tasks of one Manager, in a task of their own.
-
-A task group opened in `__aenter__` would have to be closed by the same task, which fixtures of test
-frameworks and ASGI lifespans do not promise. Here enter and exit only signal.
-"""
+"""The tasks of one Manager: they belong to it, not to the calls that caused them."""
 
 from __future__ import annotations
 
@@ -10,53 +6,53 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-import anyio
-from anyio.abc import TaskGroup
+from .store import outside
 
+_PRESSING = 0.05
+"""Seconds until a task that goes on though it was cancelled is cancelled again."""
 _log = logging.getLogger("enumflow")
 
 
 class House:
-    """A task group that anybody may put tasks into and that one call ends."""
+    """Tasks that anybody may start and that one call ends.
+
+    No task group: one that is opened in `__aenter__` has to be closed by the same task, which
+    fixtures of test frameworks and ASGI lifespans do not promise.
+    """
 
     def __init__(self) -> None:
-        self._group: TaskGroup | None = None
-        self._home: asyncio.Task[None] | None = None
-        self._shut = asyncio.Event()
-
-    @property
-    def shut(self) -> bool:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = False
+        self.shut = False
         """Has its end begun? Then nothing new may be spawned."""
-        return self._shut.is_set()
 
-    async def open(self) -> None:
-        """Start the group."""
-        ready = asyncio.Event()
-        self._home = asyncio.create_task(self._live(ready), name="enumflow house")
-        await ready.wait()
-
-    async def _live(self, ready: asyncio.Event) -> None:
-        async with anyio.create_task_group() as group:
-            self._group = group
-            ready.set()
-            await self._shut.wait()
-            group.cancel_scope.cancel()
+    def open(self) -> None:
+        """Tasks may be started from now on."""
+        self._open = True
 
     def spawn(self, work: Callable[[], Awaitable[object]], name: str) -> None:
         """Run `work` as a task of the house; its error is logged and harms no other task."""
-        if self._group is None:
+        if not self._open:
             raise RuntimeError("the Manager is not open; use `async with manager`")
-        self._group.start_soon(_guarded, work, name, name=f"enumflow {name}")
+        task = asyncio.get_running_loop().create_task(_guarded(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Cancel what still runs and wait for its end."""
-        self._shut.set()
-        if self._home is not None:
-            await asyncio.shield(self._home)
-            self._group = None
+        """Cancel what still runs and wait for its end, also if the caller is cancelled."""
+        self.shut = True
+        await asyncio.shield(asyncio.get_running_loop().create_task(self._clear()))
+        self._open = False
+
+    async def _clear(self) -> None:
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=_PRESSING)
 
 
 async def _guarded(work: Callable[[], Awaitable[object]], name: str) -> None:
+    outside()
     try:
         await work()
     except (KeyboardInterrupt, SystemExit):

@@ -8,34 +8,32 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Literal, Self
 
-from . import circle, view
+from . import circle, intake, rest, view
 from .call import Caller
 from .clock import Clock
-from .codec import Codec, Unstorable, checked
-from .commit import Writer, Written
+from .codec import checked
+from .commit import Writer
 from .effect import Result, Run, Runner
 from .errors import (
     Busy,
     HookFailed,
     IllegalTransition,
-    InvalidContext,
-    InvalidPayload,
     LeaseLost,
     Reentrant,
     UnknownInstance,
     UnknownState,
 )
 from .kernel import Accepted, judge
-from .ledger import think
 from .plan import Compensate, Plan, Send, Start
 from .record import Instance, Outcome, Resumed, Status, Transition
+from .sight import Written, think
 from .spec import C, E, S, Spec
-from .store import Store
+from .store import Store, Transaction, inside
+from .within import Within, joined
 from .word import word
 from .worker import Worker
 
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
-_labels: Codec[dict[str, str]] = Codec(dict[str, str])
 
 
 class Manager(Generic[S, E, C]):
@@ -84,12 +82,7 @@ class Manager(Generic[S, E, C]):
             raise RuntimeError("this Manager is open already; make a second one for a second opening")
         await self.store.__aenter__()
         writer = Writer(self.spec, self.store, self._clock, self._lease)
-        try:
-            await writer.house.open()
-        except BaseException:
-            writer.incarnation.close()
-            await self.store.__aexit__(None, None, None)
-            raise
+        writer.house.open()
         self._runner = Runner(writer, Caller(writer, self._concurrency))
         writer.adopt = self._runner.start
         self._worker = Worker(writer, self._runner, concurrency=self._concurrency, drain=self._drain)
@@ -128,18 +121,19 @@ class Manager(Generic[S, E, C]):
         key: str | None = None,
         labels: Mapping[str, str] | None = None,
         timeout: float | timedelta = 30.0,
+        within: Transaction | object | None = None,
     ) -> Outcome[S, E, C]:
         """Start an instance in the initial state; without `context` with `Spec.context()`.
 
-        Answers when its effects are settled or after `timeout` (seconds or timedelta). Raises
-        AlreadyStarted, KeyConflict, InvalidContext, InvalidName, HookFailed, LeaseLost, Busy,
-        StoreError, StoreUnavailable.
+        Answers when its effects are settled or after `timeout` (seconds or timedelta). `within`: see
+        `send`. Raises AlreadyStarted, KeyConflict, InvalidContext, InvalidName, HookFailed,
+        LeaseLost, Busy, Reentrant, StoreError, StoreUnavailable.
         """
         checked("an id", id)
         if key is not None:
             checked("a key", key)
-        plan = Start(id, key, self._context(context), None if not labels else _label_text(labels))
-        return await self._carry_out(plan, timeout)
+        plan = Start(id, key, intake.context(self.spec, context), None if not labels else intake.labels(labels))
+        return await self._carry_out(plan, timeout, within)
 
     async def send(
         self,
@@ -150,12 +144,20 @@ class Manager(Generic[S, E, C]):
         key: str | None = None,
         timeout: float | timedelta = 30.0,
         start: C | Literal[True] | None = None,
+        within: Transaction | object | None = None,
     ) -> Outcome[S, E, C]:
         """Judge the event and make the move durable, then run its effects.
 
         Waits while effects of the instance are running, at most `timeout` (seconds or timedelta).
         With `key`, a repeat answers what the first call did, with `duplicate=True`. `start` (a
         context, or True for `Spec.context()`) starts the instance first if the id is unknown.
+
+        `within` makes the move part of a transaction: one of `store.transaction()`, or the driver's
+        connection on which one of your own is open. The outcome is then only as durable as that
+        transaction: its effects run after the commit (`settled` is False if it owes any), and a
+        rollback leaves no trace. What is running on the instance is not waited for: Busy at once.
+        After any error but Conflict, and StoreError of the driver's own making, the transaction can
+        go on. Without `within`, a call inside a transaction of the same store raises Reentrant.
 
         Raises TypeError for what is no event, InvalidPayload, UnknownInstance, IllegalTransition,
         GuardRejected, Finished, NotRunning, GuardError, KeyConflict, Conflict, Busy, Reentrant: in
@@ -170,9 +172,9 @@ class Manager(Generic[S, E, C]):
             checked("a key", key)
         encoded = None
         if payload is not None or text in self.spec.declared:
-            encoded, payload = self._payload(text, payload)
-        first = None if start is None else self._context(None if start is True else start)
-        return await self._carry_out(Send(id, key, text, encoded, payload, first), timeout)
+            encoded, payload = intake.payload(self.spec, text, payload)
+        first = None if start is None else intake.context(self.spec, None if start is True else start)
+        return await self._carry_out(Send(id, key, text, encoded, payload, first), timeout, within)
 
     async def compensate(
         self, id: str, to: S, *, key: str | None = None, timeout: float | timedelta = 30.0
@@ -189,9 +191,16 @@ class Manager(Generic[S, E, C]):
             checked("a key", key)
         return await self._carry_out(Compensate(id, key, word(to)), timeout)
 
-    async def _carry_out(self, plan: Plan, timeout: float | timedelta) -> Outcome[S, E, C]:
+    async def _carry_out(
+        self, plan: Plan, timeout: float | timedelta, within: object | None = None
+    ) -> Outcome[S, E, C]:
         writer = self._open()
         deadline = asyncio.get_running_loop().time() + _seconds(timeout)
+        if within is not None:
+            written = await Within(writer, joined(self.store, within)).run(plan, deadline)
+            return self._outcome(written, written.settled)
+        if inside(self.store):
+            raise Reentrant(plan.id, inside=True)
         written = await writer.run(plan, deadline)
         if written.held is None:
             outcome = self._outcome(written, written.settled)
@@ -200,7 +209,7 @@ class Manager(Generic[S, E, C]):
             return outcome
         run = self._runner.start(written.held)
         with circle.waiting(writer.node(run.id)):
-            await asyncio.wait((run.result,), timeout=deadline - asyncio.get_running_loop().time())
+            await rest.done(run.result, deadline)
         return self._attended(written, run)
 
     def _attended(self, written: Written, run: Run) -> Outcome[S, E, C]:
@@ -222,33 +231,17 @@ class Manager(Generic[S, E, C]):
             raise unknown from None
         return Outcome(transition=line, state=now, duplicate=written.duplicate, settled=settled)
 
-    def _context(self, context: C | None) -> str:
-        spec = self.spec
-        if context is None and spec.context is not None:
-            try:
-                context = spec.context()
-            except TypeError as e:
-                raise InvalidContext(f"start() without a context needs {spec.context!r} to have defaults: {e}") from e
-        try:
-            return spec.context_codec.encode(context)[0]  # type: ignore[arg-type]  # None where C is None
-        except Unstorable as e:
-            raise InvalidContext(str(e)) from e
-
-    def _payload(self, event: str, payload: Any) -> tuple[str | None, Any]:
-        try:
-            text, copy = self.spec.payload_codec(event).encode(payload)
-        except Unstorable as e:
-            raise InvalidPayload(f"the payload of {event!r}: {e}") from e
-        return (None if text == "null" else text), copy
-
     # --- looking ----------------------------------------------------------------------------------
 
     async def settled(self, id: str, *, timeout: float | timedelta = 30.0) -> Instance[S, C]:
         """Wait until nothing is owed any more; at once when something failed or paused holds it up.
 
-        Raises UnknownInstance, Busy when `timeout` is over, Reentrant from a hook that it waits for.
+        Raises UnknownInstance, Busy when `timeout` is over, Reentrant from a hook that it waits for
+        and inside a transaction of the store.
         """
         writer = self._open()
+        if inside(self.store):
+            raise Reentrant(id, inside=True)
         loop = asyncio.get_running_loop()
         deadline, tries = loop.time() + _seconds(timeout), 0
         while True:
@@ -311,6 +304,8 @@ class Manager(Generic[S, E, C]):
         Backs off while the store is away. Its cost follows the due rows, not the instances.
         """
         self._open()
+        if inside(self.store):
+            raise RuntimeError("resume() would wait for the transaction that this task is inside; call it afterwards")
         return await self._worker.resume()
 
 
@@ -319,13 +314,6 @@ def _seconds(timeout: float | timedelta) -> float:
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"timeout must be a finite number of seconds, not {timeout}")
     return seconds
-
-
-def _label_text(labels: Mapping[str, str]) -> str:
-    try:
-        return _labels.encode(dict(labels))[0]
-    except Unstorable as e:
-        raise InvalidContext(f"labels: {e}") from e
 
 
 def _raise(outcome: Outcome[Any, Any, Any], result: Result) -> None:

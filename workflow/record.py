@@ -197,7 +197,7 @@ class Commit(Struct, frozen=True, kw_only=True):
     """All of it or nothing. Appended again under the same `id`, it is done once."""
 
     id: str
-    """A UUID, kept on its lines."""
+    """A UUID (32 lower-case hex digits), kept on its lines."""
     token: str
     """Who commits."""
     changes: tuple[Change, ...]

@@ -7,9 +7,11 @@ the store's own clock counts. All stores pass `workflow.testing.StoreConformance
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from .record import Answer, Commit, Due, Head, Line, Loaded, Page, Query, Renewed, Wake
 
@@ -119,3 +121,87 @@ class Store(Protocol):
         """When to look again, who holds leases, and what the time is. Held rows, and rows of a
         version above the one given, do not count."""
         ...
+
+
+@runtime_checkable
+class Transaction(Protocol):
+    """A transaction of the user's: moves made in it commit together with his own rows.
+
+    The reading verbs see what was written in it before. Nothing here waits for another transaction
+    longer than it is told to, and the transaction stays usable after every answer. Where the database
+    has ended it (deadlock, serialization failure) the verbs raise `Conflict`: the block is to be
+    done again.
+    """
+
+    @property
+    def connection(self) -> Any:
+        """The driver's connection, for the user's own statements."""
+        ...
+
+    @property
+    def store(self) -> Store:
+        """Whose instances are moved."""
+        ...
+
+    @property
+    def open(self) -> bool:
+        """Neither committed nor rolled back yet."""
+        ...
+
+    async def lock(self, workflow: str, id: str, timeout: float) -> bool:
+        """Keep others from moving the instance until the transaction ends; True also where there is
+        no instance. False if another transaction still holds it after `timeout` seconds."""
+        ...
+
+    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+        """See `Store.load`."""
+        ...
+
+    async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
+        """See `Store.history`."""
+        ...
+
+    async def recall(self, workflow: str, id: str, key: str) -> Line | None:
+        """See `Store.recall`."""
+        ...
+
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        """See `Store.append`; durable when the user's transaction is."""
+        ...
+
+
+@runtime_checkable
+class Transactional(Store, Protocol):
+    """A store whose moves can commit together with rows of the user's."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """Begin a transaction; committed at the end of the block, rolled back if the block raises.
+        The task is inside it (`enter`) until then. When it is committed, `wait` answers."""
+        ...
+
+    def joined(self, connection: object) -> Transaction:
+        """The transaction that is open on a connection of the user's own; the task is inside it
+        (`enter`) from now on. Raises TypeError for what is no such connection, `StoreError` if no
+        transaction is open on it."""
+        ...
+
+
+_entered: ContextVar[tuple[Transaction, ...]] = ContextVar("transactions", default=())
+
+
+def enter(transaction: Transaction) -> None:
+    """Remember that this task is inside the transaction."""
+    connection = transaction.connection
+    others = (each for each in _entered.get() if each.open and each.connection is not connection)
+    _entered.set((*others, transaction))
+
+
+def inside(store: Store) -> bool:
+    """Is this task inside an open transaction of the store? Then waiting for the store may be for ever."""
+    entered = _entered.get()
+    return bool(entered) and any(each.open and each.store is store for each in entered)
+
+
+def outside() -> None:
+    """This task does its own work, whatever its starter was inside of."""
+    _entered.set(())

@@ -16,6 +16,7 @@ T = TypeVar("T")
 
 _labels: Codec[dict[str, str]] = Codec(dict[str, str])
 _plain: Codec[Any] = Codec(Any)
+_STATUSES = {status.value: status for status in Status}
 
 
 def instance(spec: Spec[S, E, C], head: Head) -> Instance[S, C]:
@@ -60,24 +61,32 @@ def transition(spec: Spec[S, E, C], line: Line, context: str) -> Transition[S, E
 
     Never raises: what the spec no longer knows is given bare.
     """
-    return Transition(
-        workflow=line.workflow,
-        id=line.id,
-        seq=line.seq,
-        kind=line.kind,
-        source=None if line.source is None else _known(spec.state_of, line.source),
-        event=None if line.event is None else _known(spec.event_of, line.event),
-        target=_known(spec.state_of, line.target),
-        status=Status(line.status),
-        key=line.key,
-        payload=None if line.payload is None else _value(spec.payload_codec(line.event), line.payload),
-        context=_value(spec.context_codec, context),
-        labels=None if line.labels is None else labels(line.labels),
-        at=line.at,
-        by=line.by,
-        undoes=line.undoes,
-        reason=line.reason,
-        below=line.below,
+    try:
+        source = None if line.source is None else spec.state_of(line.source)
+        event = None if line.event is None else spec.event_of(line.event)
+        target = spec.state_of(line.target)
+    except KeyError:
+        source = None if line.source is None else _known(spec.state_of, line.source)
+        event = None if line.event is None else _known(spec.event_of, line.event)
+        target = _known(spec.state_of, line.target)
+    return Transition(  # by place: names would cost as much again
+        line.workflow,
+        line.id,
+        line.seq,
+        line.kind,
+        source,
+        event,
+        target,
+        _STATUSES[line.status],
+        line.key,
+        None if line.payload is None else _value(spec.payload_codec(line.event), line.payload),
+        _value(spec.context_codec, context),
+        None if line.labels is None else labels(line.labels),
+        line.at,
+        line.by,
+        line.undoes,
+        line.reason,
+        line.below,
     )
 
 

@@ -1,4 +1,4 @@
-"""Processes that share one file: one that leaves work behind, and those that find it.
+"""Processes that share one store: one that leaves work behind, and those that find it.
 
 `python -m tests.crash.crew leave|take FOLDER`. Nobody sleeps: each says a word and waits for one.
 """
@@ -13,7 +13,7 @@ from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 
-from stores import SQLiteStore
+from tests.crash import place
 from workflow import Edge, Manager, Move, Spec
 
 COUNT = 60
@@ -77,9 +77,9 @@ spec = Spec[State, Event, None](
 
 
 def manager(folder: Path, **options: object) -> Manager[State, Event, None]:
-    """On the file of this folder, with a lease that no test waits for."""
+    """On the store of this folder, with a lease that no test waits for."""
     lease = timedelta(hours=1)
-    return Manager(spec, SQLiteStore(folder / "crew.db"), work=False, lease=lease, **options)  # type: ignore[arg-type]
+    return Manager(spec, place.store(folder), work=False, lease=lease, **options)  # type: ignore[arg-type]
 
 
 async def leave() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash import crew
+from tests.crash import crew, place
 from tests.crash.crew import COUNT, Crew, manager, spec
 from workflow.clock import utcnow
 from workflow.testing import FakeClock
@@ -24,9 +24,11 @@ def _process(role: str, folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture
-def left(tmp_path: Path) -> Path:
-    """A folder in which a killed process left the hooks of many instances half done."""
+@pytest.fixture(params=["sqlite", "postgres"])
+def left(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder in whose store a killed process left the hooks of many instances half done."""
+    if request.param == "postgres":
+        place.note(tmp_path, request.getfixturevalue("postgres"))
     with _process("leave", tmp_path) as process:
         process.communicate(timeout=40)
         assert process.returncode == -signal.SIGKILL
@@ -95,10 +97,14 @@ async def test_after_a_kill_on_this_host_nobody_waits_for_the_old_lease(here: Pa
 )
 async def test_of_a_process_elsewhere_only_the_end_of_its_lease_counts(here: Path, known: str, told: str) -> None:
     """A token from another boot or pid namespace is not called dead, though no such process is here."""
-    with sqlite3.connect(here / "crew.db") as db:
-        changed = "replace(token, ?1, ?2)" if known else "?2 || token"
-        db.execute(f"UPDATE due SET token = {changed}", (known, told))
-    db.close()
+    if place.noted(here):
+        changed = "replace(token, %s, %s)" if known else "%s::text || %s || token"
+        place.execute(here, f"UPDATE {{}}.due SET token = {changed}", known, told)
+    else:
+        with sqlite3.connect(here / "store.db") as db:
+            changed = "replace(token, ?1, ?2)" if known else "?1 || ?2 || token"
+            db.execute(f"UPDATE due SET token = {changed}", (known, told))
+        db.close()
     clock = FakeClock(utcnow())
     async with manager(here, clock=clock) as elsewhere:
         assert (await elsewhere.resume()).effects == 0

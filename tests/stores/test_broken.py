@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 
 import pytest
@@ -12,6 +14,7 @@ from msgspec.structs import replace
 
 from stores import MemoryStore
 from stores.agenda import Agenda
+from tests.shadow import Shadow, ShadowStore
 from workflow.clock import utcnow
 from workflow.record import (
     Answer,
@@ -30,7 +33,7 @@ from workflow.record import (
     Renewed,
     Wake,
 )
-from workflow.store import Store
+from workflow.store import Store, Transaction, enter
 from workflow.testing.conformance import StoreConformance
 
 BROKEN: dict[str, tuple[type[MemoryStore], str]] = {}
@@ -48,7 +51,7 @@ def caught_by(test: str):
 
 def suite(store: type[MemoryStore]) -> StoreConformance:
     class Suite(StoreConformance):
-        lacks = frozenset({"processes", "transaction"})
+        lacks = frozenset({"processes"} if issubclass(store, ShadowStore) else {"processes", "transaction"})
 
         async def make(self) -> Store:
             return store()
@@ -63,8 +66,9 @@ TESTS = [name for name, _ in inspect.getmembers(StoreConformance, inspect.isfunc
 
 
 @pytest.mark.parametrize("name", TESTS)
-async def test_a_whole_store_passes(name):
-    await getattr(suite(MemoryStore), name)()
+@pytest.mark.parametrize("store", [MemoryStore, ShadowStore])
+async def test_a_whole_store_passes(store, name):
+    await getattr(suite(store), name)()
 
 
 # --- append -----------------------------------------------------------------------------------------
@@ -618,9 +622,262 @@ class WaitsForEver(MemoryStore):
         return True
 
 
+# --- transactions -----------------------------------------------------------------------------------
+
+
+class _Blind(Shadow):
+    """Reads what was committed, not what was written here."""
+
+    async def load(self, workflow, ids) -> Sequence[Loaded | None]:
+        return await self.store.load(workflow, ids)
+
+
+@caught_by("test_what_is_written_inside_is_seen_inside")
+class ReadsPastItself(ShadowStore):
+    shadow = _Blind
+
+
+class _Hasty(Shadow):
+    """Writes where everybody sees it."""
+
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        assert isinstance(self._store, MemoryStore)
+        await MemoryStore.append(self._store, commits)
+        return await super().append(commits)
+
+
+@caught_by("test_nothing_is_seen_outside_before_the_commit")
+class WritesAtOnce(ShadowStore):
+    shadow = _Hasty
+
+
+@caught_by("test_nothing_is_seen_outside_before_the_commit")
+class ForgetsTheBlock(ShadowStore):
+    def keep(self, shadow: Shadow) -> None:
+        self._hint.ring()
+
+
+@caught_by("test_an_error_in_the_block_leaves_no_trace")
+class CommitsInAnyCase(ShadowStore):
+    def drop(self, shadow: Shadow) -> None:
+        self.keep(shadow)
+
+
+@caught_by("test_an_error_in_the_block_leaves_no_trace")
+class SwallowsErrors(ShadowStore):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        with suppress(KeyError):
+            async with super().transaction() as tx:
+                yield tx
+
+
+@caught_by("test_an_error_in_the_block_leaves_no_trace")
+class KeepsKeysOfTheDropped(ShadowStore):
+    def drop(self, shadow: Shadow) -> None:
+        for place, instance in shadow.copy._instances.items():
+            self._instances[place].keys = instance.keys
+
+
+class _Single(Shadow):
+    """Each append is a transaction of its own."""
+
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        answers = await super().append(commits)
+        assert isinstance(self._store, ShadowStore)
+        self._store.keep(self)
+        return answers
+
+
+@caught_by("test_several_appends_are_one_with_the_transaction")
+class CommitsEachAppend(ShadowStore):
+    shadow = _Single
+
+
+class _Dying(Shadow):
+    """Ends at the first refusal."""
+
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        answers = await super().append(commits)
+        if not all(isinstance(answer, Committed) for answer in answers):
+            self.copy = Shadow(self._store).copy
+        return answers
+
+
+@caught_by("test_a_refusal_inside_leaves_the_transaction_usable")
+class RollsBackWhenRefused(ShadowStore):
+    shadow = _Dying
+
+
+class _Halving(Shadow):
+    """Writes the changes of a commit one by one."""
+
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        halves = [await self.copy.append([replace(each, changes=(c,)) for c in each.changes]) for each in commits]
+        return [next((a for a in answers if not isinstance(a, Committed)), answers[0]) for answers in halves]
+
+
+@caught_by("test_a_refusal_inside_leaves_the_transaction_usable")
+class LeavesHalvesInside(ShadowStore):
+    shadow = _Halving
+
+
+class _Repeating(Shadow):
+    """Takes the identical commit for another's."""
+
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        return await super().append([replace(each, id=f"{each.id}{id(commits)}") for each in commits])
+
+
+@caught_by("test_what_was_written_inside_is_compared_with")
+class ForgetsCommitsInside(ShadowStore):
+    shadow = _Repeating
+
+
+@caught_by("test_a_lock_keeps_others_from_moving")
+class LocksNobodyOut(ShadowStore):
+    async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Sequence[Answer]:
+        return await MemoryStore.append(self, commits)
+
+
+class _Queueing(Shadow):
+    """Waits for a lock as long as it takes, or believes that it has it."""
+
+    async def lock(self, workflow: str, id: str, timeout: float) -> bool:
+        assert isinstance(self._store, _Together)
+        return await self._store.lock(self, id)
+
+
+class _Together(ShadowStore):
+    """Lets several transactions be open at once."""
+
+    shadow = _Queueing
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders: defaultdict[str, set[Shadow]] = defaultdict(set)
+
+    async def lock(self, shadow: Shadow, id: str) -> bool:
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        shadow = self.shadow(self)
+        enter(shadow)
+        yield shadow
+        shadow.open = False
+        self.keep(shadow)
+
+
+@caught_by("test_a_lock_waits_no_longer_than_told")
+class LocksInVain(_Together):
+    async def lock(self, shadow: Shadow, id: str) -> bool:
+        return True
+
+
+@caught_by("test_a_lock_waits_no_longer_than_told")
+class LocksForEver(_Together):
+    async def lock(self, shadow: Shadow, id: str) -> bool:
+        while any(other.open and other is not shadow for other in self.holders[id]):  # noqa: ASYNC110  # broken on purpose
+            await asyncio.sleep(0.01)
+        self.holders[id].add(shadow)
+        return True
+
+
+@caught_by("test_rows_are_claimed_after_the_commit_only")
+class ClaimsWhatIsNotCommitted(ShadowStore):
+    async def claim(
+        self,
+        workflows: Mapping[str, int],
+        token: str,
+        lease: timedelta,
+        limit: int,
+        dead: Collection[str] = (),
+        now: datetime | None = None,
+    ) -> Sequence[Due]:
+        if self._open is not None:
+            return await self._open.copy.claim(workflows, token, lease, limit, dead, now)
+        return await super().claim(workflows, token, lease, limit, dead, now)
+
+
+@caught_by("test_the_end_of_a_block_wakes_all_who_wait")
+class CommitsInSilence(ShadowStore):
+    def keep(self, shadow: Shadow) -> None:
+        waiting, self._hint._waiting = self._hint._waiting, set()
+        super().keep(shadow)
+        self._hint._waiting = waiting
+
+
+@caught_by("test_a_cancelled_block_is_rolled_back")
+class CommitsWhenCancelled(ShadowStore):
+    def drop(self, shadow: Shadow) -> None:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            self.keep(shadow)
+
+
+class _Shut(asyncio.Lock):
+    """Nobody comes in any more."""
+
+    async def acquire(self):
+        await asyncio.sleep(1000)
+        return True
+
+
+@caught_by("test_a_cancelled_block_is_rolled_back")
+class StaysOpenWhenCancelled(ShadowStore):
+    def drop(self, shadow: Shadow) -> None:
+        self._turn = _Shut()
+
+
+@caught_by("test_a_task_is_inside_until_the_block_ends")
+class EntersNobody(ShadowStore):
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[Transaction]:
+        async with self._turn:
+            yield self.shadow(self)
+
+
+class _Endless(Shadow):
+    """Never says that it has ended."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, True if name == "open" else value)
+
+
+@caught_by("test_a_task_is_inside_until_the_block_ends")
+class NeverEnds(ShadowStore):
+    shadow = _Endless
+
+
+class _Reused(Shadow):
+    """Takes the state of its connection for its own."""
+
+    @property
+    def open(self) -> bool:
+        assert isinstance(self._store, ShadowStore)
+        return self._store._open is not None
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        pass
+
+
+@caught_by("test_what_has_ended_stays_ended")
+class AsksTheConnection(ShadowStore):
+    shadow = _Reused
+
+
+@caught_by("test_what_is_no_connection_cannot_be_joined")
+class JoinsAnything(ShadowStore):
+    def joined(self, connection: object) -> Transaction:
+        return self.shadow(self)
+
+
 @pytest.mark.parametrize("name", BROKEN)
 async def test_a_broken_store_is_caught(name, monkeypatch):
-    monkeypatch.setattr("workflow.testing.conformance.life.CEILING", 0.5)  # nothing in memory takes longer
+    for part in ("life", "together"):
+        monkeypatch.setattr(f"workflow.testing.conformance.{part}.CEILING", 0.5)  # nothing in memory takes longer
     store, test = BROKEN[name]
     assert test in TESTS
     with pytest.raises((AssertionError, LookupError, ValueError, TypeError, TimeoutError, RuntimeError)):

@@ -12,8 +12,6 @@ from workflow.testing.conformance import StoreConformance
 
 
 class TestSQLiteFile(StoreConformance):
-    lacks = frozenset({"transaction"})
-
     @pytest.fixture(autouse=True)
     def folder(self, tmp_path: Path) -> None:
         self._folder = tmp_path
@@ -29,7 +27,7 @@ class TestSQLiteFile(StoreConformance):
 
 
 class TestSQLiteMemory(StoreConformance):
-    lacks = frozenset({"reopen", "processes", "transaction"})
+    lacks = frozenset({"reopen", "processes"})
 
     async def make(self) -> Store:
         return SQLiteStore(":memory:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from collections import Counter
@@ -10,7 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from stores import SQLiteStore, sql
-from workflow.record import QUEUE, Committed, Query
+from workflow.record import QUEUE, Committed, Conflicted, Duplicate, Query
 from workflow.testing.conformance.rows import FLOW, ME, MINUTE, NOON, commit, lease_of, move, queue, timer, touch
 from workflow.testing.conformance.suite import loaded, one
 
@@ -72,7 +73,7 @@ async def traced(store: SQLiteStore):
         db.set_trace_callback(None)
         db.set_progress_handler(None, 0)
 
-    links = store._use()
+    links = store._use().writer, store._use().reader
     for link in links:
         await link.run(watch)
     yield said
@@ -146,6 +147,44 @@ async def test_an_append_alone_needs_no_savepoint(tmp_path):
             await one(store, commit(move("a", 1, "key", puts=[queue(2, absent=True)])))
         del said["steps"]
         assert said == {"BEGIN": 1, "UPDATE": 1, "INSERT": 2, "COMMIT": 1, "statements": 5}
+
+
+async def test_a_group_is_one_transaction_without_savepoints(tmp_path):
+    """Also when a member is refused before it has written anything."""
+    async with SQLiteStore(tmp_path / "group.db") as store:
+        ids = [f"i-{n}" for n in range(10)]
+        await store.append([commit(move(id, 0)) for id in ids])
+        moves = [commit(move(id, 1, "key")) for id in ids]
+        moves[3] = commit(move("i-3", 7, "key"))
+        async with traced(store) as said:
+            answers = await asyncio.gather(*(one(store, each) for each in moves))
+        assert [answer == Conflicted() for answer in answers] == [n == 3 for n in range(10)]
+        assert (said["BEGIN"], said["COMMIT"], said["UPDATE"], said["INSERT"]) == (1, 1, 10, 9)
+        assert said["SAVEPOINT"] == said["ROLLBACK"] == 0
+
+
+async def test_a_group_with_a_half_written_refusal_is_done_again_with_savepoints(tmp_path):
+    """Once: the member is undone alone, the others stand."""
+    async with SQLiteStore(tmp_path / "group.db") as store:
+        ids = [f"i-{n}" for n in range(10)]
+        await store.append([commit(move(id, 0, "seen" if id == "i-3" else None)) for id in ids])
+        async with traced(store) as said:
+            answers = await asyncio.gather(*(one(store, commit(move(id, 1, "seen"))) for id in ids))
+        assert [isinstance(answer, Duplicate) for answer in answers] == [n == 3 for n in range(10)]
+        assert (said["BEGIN"], said["COMMIT"], said["SAVEPOINT"]) == (2, 1, 10)
+        heads = [found.head.seq for found in await store.load(FLOW, ids) if found is not None]
+        assert heads == [1 if n == 3 else 2 for n in range(10)]
+
+
+async def test_loads_at_the_same_time_are_looked_for_together(tmp_path):
+    """One look for all who ask at once."""
+    async with SQLiteStore(tmp_path / "loads.db") as store:
+        ids = [f"i-{n}" for n in range(50)]
+        await store.append([commit(move(id, 0)) for id in ids])
+        async with traced(store) as said:
+            found = await asyncio.gather(*(loaded(store, id) for id in ids))
+        assert [each.head.id for each in found] == ids
+        assert said["BEGIN"] == 1
 
 
 async def test_waiting_asks_nothing(tmp_path):

@@ -187,6 +187,37 @@ async def test_a_short_timeout_is_not_stretched(tmp_path, rival):
         assert list(await waiting) == [Committed(NOON)]
 
 
+async def test_who_may_wait_long_keeps_nobody_waiting(tmp_path, rival):
+    """Callers wait for other processes side by side, each as long as he may; nobody's wait is on the thread."""
+    async with SQLiteStore(tmp_path / "orders.db", busy=timedelta(seconds=50)) as store:
+        await started(store, "a")
+        rival.execute("BEGIN IMMEDIATE")
+        patient = asyncio.ensure_future(store.append([commit(move("a", 1))], timeout=60.0))
+        claiming = asyncio.ensure_future(store.claim({FLOW: 1}, ME, MINUTE, 1))
+        await asyncio.sleep(0.1)
+        began = asyncio.get_running_loop().time()
+        assert list(await store.append([commit(move("b", 0))], timeout=0.05)) == [Locked()]
+        assert asyncio.get_running_loop().time() - began < 2
+        assert not patient.done()
+        assert not claiming.done()
+        rival.execute("ROLLBACK")
+        assert list(await patient) == [Committed(NOON)]
+        assert await claiming == []
+
+
+async def test_a_bad_row_among_many_harms_only_itself(tmp_path):
+    """It shares their transaction, not their fate."""
+    async with SQLiteStore(tmp_path / "orders.db") as store:
+        moves = [move(f"i-{n}", 0) for n in range(40)]
+        moves[17] = move("i-17", 0, "\ud800")
+        heard = await asyncio.gather(*(one(store, commit(each)) for each in moves), return_exceptions=True)
+        bad = heard.pop(17)
+        assert isinstance(bad, StoreError)
+        assert bad.committed is False
+        assert heard == [Committed(NOON)] * 39
+        assert len((await feed(store))[0]) == 39
+
+
 async def test_a_file_that_is_locked_at_opening(tmp_path, rival):
     """Opening waits for `busy`, too, and works when the lock is gone."""
     rival.execute("PRAGMA journal_mode = WAL")

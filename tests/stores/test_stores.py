@@ -17,7 +17,7 @@ from stores import MemoryStore
 from stores.agenda import Agenda
 from workflow.errors import StoreError, StoreUnavailable
 from workflow.record import Committed, Due, Query
-from workflow.store import Store
+from workflow.store import Store, Transactional
 from workflow.testing.conformance import StoreConformance
 from workflow.testing.conformance.rows import FLOW, ME, MINUTE, NOON, SECOND, commit, move, timer, touch
 from workflow.testing.conformance.suite import done, names, one, seqs, started
@@ -27,19 +27,23 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_importing_stores_imports_no_driver():
-    """Not even SQLite's, before it is asked for."""
+    """Each store's driver is there when it is asked for, and not before."""
     script = (
-        "import sys, stores; assert not {'sqlite3', 'aiosqlite', 'stores.sqlite'} & set(sys.modules); "
-        "stores.MemoryStore; assert 'sqlite3' not in sys.modules; stores.SQLiteStore; assert 'sqlite3' in sys.modules"
+        "import sys, stores; loaded = lambda: {'sqlite3', 'aiosqlite', 'psycopg'} & set(sys.modules); "
+        "stores.MemoryStore; assert not loaded(); "
+        "stores.SQLiteStore; assert loaded() == {'sqlite3', 'aiosqlite'}; "
+        "stores.PostgresStore; assert 'psycopg' in loaded()"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT, timeout=50)
 
 
 def test_stores_names_its_doors():
     """`__all__` is what there is, and an unknown name is the usual error."""
-    assert stores.__all__ == ["MemoryStore", "SQLiteStore"]
-    assert dir(stores) == stores.__all__
-    assert all(isinstance(getattr(stores, name)(*["x.db"] * (name != "MemoryStore")), Store) for name in stores.__all__)
+    assert stores.__all__ == ["MemoryStore", "SQLiteStore", "PostgresStore"]
+    assert dir(stores) == sorted(stores.__all__)
+    assert isinstance(stores.MemoryStore(), Store)
+    assert isinstance(stores.SQLiteStore("orders.db"), Transactional)
+    assert isinstance(stores.PostgresStore("postgresql://db/orders"), Transactional)
     with pytest.raises(AttributeError, match="OracleStore"):
         _ = stores.OracleStore  # pyright: ignore[reportAttributeAccessIssue]
 

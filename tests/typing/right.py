@@ -13,7 +13,7 @@ from typing import Any, assert_type
 
 from attrs import evolve, frozen
 
-from stores import MemoryStore, SQLiteStore
+from stores import MemoryStore, PostgresStore, SQLiteStore
 from workflow import (
     ANY,
     STAY,
@@ -33,6 +33,8 @@ from workflow import (
     Status,
     Store,
     Then,
+    Transaction,
+    Transactional,
     Transition,
     WorkflowError,
 )
@@ -275,6 +277,26 @@ async def unit_test_of_hooks() -> None:
     call_back(m)
 
 
+# --- together with rows of one's own --------------------------------------------------------------
+
+
+async def together(
+    orders: Manager[OrderState, OrderEvent, Order], store: Transactional, connection: object
+) -> Outcome[OrderState, OrderEvent, Order]:
+    async with store.transaction() as tx:
+        assert_type(tx, Transaction)
+        await orders.start("o-1", Order(total=100), within=tx)
+        await tx.connection.execute("INSERT INTO mine VALUES (1)")
+        await orders.send("o-1", OrderEvent.PAY, Payment(100), key="evt", within=tx)
+    async with SQLiteStore("orders.db").transaction() as tx:
+        await orders.send("o-1", OrderEvent.CANCEL, within=tx)
+    return await orders.send("o-1", OrderEvent.CANCEL, timeout=5, start=True, within=connection)
+
+
+own: Transactional = SQLiteStore("orders.db")
+theirs: Transactional = PostgresStore("postgresql://db/orders", schema="orders", pool=4, pooler=True)
+plain: Store = own
+
 # --- the manager ----------------------------------------------------------------------------------
 
 
@@ -290,6 +312,8 @@ async def run(store: Store) -> None:
         assert done.settled
         await orders.send("o-2", OrderEvent.PAY, start=Order(total=100))
         await orders.send("o-3", OrderEvent.PAY, start=True)
+        if isinstance(store, Transactional):
+            await together(orders, store, object())
         undone = await orders.compensate("o-1", OrderState.CREATED, key="undo", timeout=30.0)
         undone = await orders.compensate("o-1", to=OrderState.CREATED)
         assert_type(undone.transition.undoes, int | None)

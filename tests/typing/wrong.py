@@ -11,7 +11,7 @@ from enum import StrEnum
 from attrs import frozen
 
 from stores import MemoryStore
-from workflow import ANY, STAY, Deny, Edge, Manager, Move, Retry, Spec, Then
+from workflow import ANY, STAY, Deny, Edge, Manager, Move, Retry, Spec, Then, Transactional
 from workflow.diagram import mermaid
 from workflow.testing import paths, replay
 
@@ -211,6 +211,10 @@ async def run(orders: Manager[OrderState, OrderEvent, Order]) -> None:
     await orders.send("o-1", PAY, start=False)  # WRONG pyright=reportArgumentType mypy=arg-type
     await orders.send("o-1", PAY, timeout="30")  # WRONG pyright=reportArgumentType mypy=arg-type
     await orders.compensate("o-1", to=OtherState.CREATED)  # WRONG pyright=reportArgumentType mypy=arg-type
+    await orders.compensate("o-1", to=CREATED, within=object())  # WRONG pyright=reportCallIssue mypy=call-arg
+    memory: Transactional = MemoryStore()  # WRONG pyright=reportAssignmentType mypy=assignment
+    async with memory.transaction() as tx:
+        print(tx.commit)  # WRONG pyright=reportAttributeAccessIssue mypy=attr-defined
     await orders.compensate("o-1")  # WRONG pyright=reportCallIssue mypy=call-arg
     orders.send("o-1", PAY)  # WRONG pyright=reportUnusedCoroutine mypy=unused-coroutine
     for line in orders.history("o-1"):  # WRONG pyright=reportGeneralTypeIssues mypy=attr-defined

@@ -15,6 +15,7 @@ from .lease import Leasing, Renewing
 from .life import Opening, Sharing, Waiting
 from .read import Feeding, Finding, Loading
 from .repeat import Keys, Repeating
+from .together import Transacting
 
 
 class StoreConformance(
@@ -34,6 +35,7 @@ class StoreConformance(
     Opening,
     Waiting,
     Sharing,
+    Transacting,
 ):
     """One test for each promise in the docstrings of `workflow.store.Store`.
 

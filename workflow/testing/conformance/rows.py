@@ -98,7 +98,7 @@ def touch(
 
 def commit(*changes: Change, token: str = ME, now: datetime | None = NOON) -> Commit:
     """One commit with an id of its own, which its lines bear."""
-    id = str(uuid4())
+    id = uuid4().hex  # as the engine writes them
     signed = tuple(
         replace(change, lines=tuple(replace(each, commit_id=id, by=token) for each in change.lines))
         for change in changes

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
+from typing import TypeAlias
 
 from workflow.record import Answer, Change, Commit, Committed, Due, Line, Loaded, Put
-from workflow.store import Store
+from workflow.store import Store, Transaction
 
 from .rows import FLOW, ME, MINUTE, NOON, commit, move
+
+Book: TypeAlias = Store | Transaction
+"""Where lines are written and read."""
 
 
 class Suite:
@@ -32,32 +36,32 @@ class Suite:
             yield store
 
 
-async def one(store: Store, commit: Commit) -> Answer:
+async def one(store: Book, commit: Commit) -> Answer:
     """The answer to this commit, appended alone."""
     (answer,) = await store.append([commit])
     return answer
 
 
-async def done(store: Store, *changes: Change, token: str = ME, now: datetime | None = NOON) -> Committed:
+async def done(store: Book, *changes: Change, token: str = ME, now: datetime | None = NOON) -> Committed:
     """Commit these changes, which must succeed."""
     answer = await one(store, commit(*changes, token=token, now=now))
     assert isinstance(answer, Committed), answer
     return answer
 
 
-async def started(store: Store, id: str, *puts: Put, workflow: str = FLOW, now: datetime | None = NOON) -> Committed:
+async def started(store: Book, id: str, *puts: Put, workflow: str = FLOW, now: datetime | None = NOON) -> Committed:
     """Start an instance, with these due rows."""
     return await done(store, move(id, 0, workflow=workflow, puts=puts), now=now)
 
 
-async def loaded(store: Store, id: str, workflow: str = FLOW) -> Loaded:
+async def loaded(store: Book, id: str, workflow: str = FLOW) -> Loaded:
     """The instance, which must be there."""
     (found,) = await store.load(workflow, [id])
     assert found is not None, f"{id!r} is not there"
     return found
 
 
-async def seqs(store: Store, id: str, workflow: str = FLOW) -> list[int]:
+async def seqs(store: Book, id: str, workflow: str = FLOW) -> list[int]:
     """Numbers of the instance's lines."""
     return [line.seq for line in await store.history(workflow, id)]
 
