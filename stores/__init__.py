@@ -22,7 +22,13 @@ def __getattr__(name: str) -> object:
     if name not in _ROOMS:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    try:
+        room = import_module(f"{__name__}.{_ROOMS[name]}")
+    except ImportError as error:
+        if not (error.name or "psycopg").startswith("psycopg"):  # it names nothing where libpq is missing
+            raise
+        raise ImportError(f"{name} needs its driver ({error}): pip install 'enumflow[postgres]'") from error
+    return getattr(room, name)
 
 
 def __dir__() -> list[str]:

@@ -10,8 +10,8 @@ import asyncio
 import contextvars
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from collections.abc import Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from workflow.errors import StoreError, StoreUnavailable
 from workflow.record import Answer, Commit, Locked
@@ -19,17 +19,23 @@ from workflow.record import Answer, Commit, Locked
 from .rule import placed
 
 A = TypeVar("A")
-K = TypeVar("K")
-V = TypeVar("V")
 
 LARGEST = 512
 """Most commits that go out in one transaction."""
+HEAVIEST = 4 << 20
+"""Characters of payloads and contexts after which a transaction takes no more."""
+RETRIES = 32
+"""Most commits in one transaction whose instances were held by others the last time."""
 SPLIT = 16
 """So many waiting commits are worth the round trip of a second writer."""
 BOUND = 8192
 """Commits that may wait; who comes later waits for room."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
-"""Seconds until an instance that another transaction holds is tried again."""
+"""Seconds until an instance that another transaction holds is tried again, if only a few are held."""
+SWEEP = 0.25
+"""Seconds between two looks for callers whose time is over."""
+_GRACE = 1.0
+"""Seconds beyond his time that a caller waits for a flight that has begun; then he hears that nobody knows."""
 _LOCKED = Locked()
 
 Place = tuple[str, str]
@@ -50,7 +56,7 @@ class Write(Protocol):
 class _Entry:
     """A commit in the queue. It holds its places from its first flight until it is answered."""
 
-    __slots__ = ("answer", "commit", "deadline", "holds", "pause", "places", "until")
+    __slots__ = ("answer", "commit", "deadline", "flying", "holds", "pause", "places", "until")
 
     def __init__(self, commit: Commit, deadline: float, until: float, answer: asyncio.Future[Answer]) -> None:
         self.commit = commit
@@ -59,7 +65,17 @@ class _Entry:
         self.until = until
         self.answer = answer
         self.holds = False
+        self.flying = False
         self.pause = _FIRST_PAUSE / 2
+
+    def weight(self) -> int:
+        """Characters to be sent, roughly."""
+        weight = 0
+        for change in self.commit.changes:
+            for line in change.lines:
+                weight += len(line.payload or "") + len(line.context or "")
+            weight += len(change.head.context) if change.head is not None else 0
+        return weight
 
 
 class Batch:
@@ -76,6 +92,10 @@ class Batch:
         self._waking = 0  # writers that were woken and have not looked into the queue yet: one at a time
         self._patience = patience
         self._queue: deque[_Entry] = deque()
+        self._again: deque[_Entry] = deque()
+        self._stalled = 0
+        self._entries: set[_Entry] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
         self._held: set[Place] = set()
         self._waiting = 0
         self._room: deque[asyncio.Future[None]] = deque()
@@ -91,7 +111,10 @@ class Batch:
             await self._wait_for_room(loop, until)
         entries = [_Entry(commit, deadline, until, loop.create_future()) for commit in commits]
         self._queue.extend(entries)
+        self._entries.update(entries)
         self._waiting += len(entries)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(SWEEP, self._sweep)
         self._dispatch()
         if not entries:
             return ()
@@ -140,9 +163,9 @@ class Batch:
 
     def _dispatch(self) -> None:
         """Wake an idle writer, if there is something to write."""
-        if self._idle and self._queue and not self._waking:
+        if self._idle and (self._queue or self._again) and not self._waking:
             self._waking = 1
-            flight = _apart(self._work(self._idle.pop()))
+            flight = apart(self._work(self._idle.pop()))
             self._flights.add(flight)
             flight.add_done_callback(self._flights.discard)
 
@@ -159,19 +182,22 @@ class Batch:
 
     def _cut(self) -> list[_Entry]:
         """Take what goes out next: all that waits, or a fair share if other writers are idle too."""
+        group = self._retries()
+        if group and len(group[0].places) > 1:
+            return group
         queue, waiting = self._queue, len(self._queue)
         share = waiting if waiting < SPLIT else -(-waiting // (1 + len(self._idle) + self._waking))
-        most = min(share, LARGEST)
-        group: list[_Entry] = []
+        most = min(share + len(group), LARGEST)
+        weight = sum(entry.weight() for entry in group)
         passed: list[_Entry] = []
         passed_places: set[Place] = set()
-        while queue and len(group) < most:
+        while queue and len(group) < most and weight < HEAVIEST:
             entry = queue.popleft()
-            if entry.answer.done():  # its caller is gone; nothing was written
+            if entry.answer.done():  # its caller is gone or has his answer; nothing was written
                 self._dismiss(entry)
                 continue
             alone = len(entry.places) > 1
-            free = entry.holds or (passed_places.isdisjoint(entry.places) and self._held.isdisjoint(entry.places))
+            free = passed_places.isdisjoint(entry.places) and self._held.isdisjoint(entry.places)
             if not free or (alone and group):
                 passed.append(entry)
                 passed_places.update(entry.places)
@@ -181,18 +207,37 @@ class Batch:
             entry.holds = True
             self._held.update(entry.places)
             group.append(entry)
+            weight += entry.weight()
             if alone:
                 break
         queue.extendleft(reversed(passed))
         return group
 
+    def _retries(self) -> list[_Entry]:
+        """A few of those that others held: they must not keep off who is held by nobody."""
+        group: list[_Entry] = []
+        while self._again and len(group) < RETRIES:
+            entry = self._again.popleft()
+            if entry.answer.done():
+                self._dismiss(entry)
+            elif len(entry.places) == 1:
+                group.append(entry)
+            elif not group:
+                return [entry]
+            else:
+                self._again.appendleft(entry)
+                break
+        return group
+
     async def _fly(self, writer: int, group: Sequence[_Entry]) -> None:
+        for entry in group:
+            entry.flying = True
         deadline = min(entry.deadline for entry in group)
         timeout = None if deadline == math.inf else max(0.0, deadline - asyncio.get_running_loop().time())
         try:
             answers = await self._write(writer, [entry.commit for entry in group], timeout)
         except StoreError as error:
-            if len(group) > 1 and _divisible(error):
+            if len(group) > 1 and divisible(error):
                 half = len(group) // 2
                 await self._fly(writer, group[:half])
                 await self._fly(writer, group[half:])
@@ -218,6 +263,7 @@ class Batch:
     def _stall(self, entry: _Entry) -> None:
         """Another transaction holds it: it keeps its places, so that none behind it overtakes it."""
         loop = asyncio.get_running_loop()
+        entry.flying = False
         entry.pause = min(entry.pause * 2, _LONGEST_PAUSE)
         left = entry.until - loop.time()
         if left <= 0:
@@ -225,102 +271,57 @@ class Batch:
             if not entry.answer.done():
                 entry.answer.set_result(_LOCKED)
         else:
-            loop.call_later(min(entry.pause, left), self._again, entry)
+            self._stalled += 1
+            pause = min(entry.pause * (1 + self._stalled / RETRIES), 1.0)
+            loop.call_later(min(pause, left), self._retry, entry)
 
-    def _again(self, entry: _Entry) -> None:
-        self._queue.appendleft(entry)
+    def _retry(self, entry: _Entry) -> None:
+        self._stalled -= 1
+        self._again.append(entry)
         self._dispatch()
+
+    def _sweep(self) -> None:
+        """Answer those whose time is over, whatever they are waiting for."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for entry in self._entries:
+            if entry.answer.done() or now < entry.until:
+                continue
+            if not entry.flying:
+                entry.answer.set_result(_LOCKED)
+            elif now > entry.deadline + _GRACE:
+                entry.answer.set_exception(StoreUnavailable("the store does not answer", committed=None))
+        self._sweeper = loop.call_later(SWEEP, self._sweep) if self._entries else None
 
     def _refuse(self, entry: _Entry, error: StoreError) -> None:
         self._dismiss(entry)
         if not entry.answer.done():
-            entry.answer.set_exception(_own(error))
+            entry.answer.set_exception(own(error))
 
     def _dismiss(self, entry: _Entry) -> None:
         if entry.holds:
             self._held.difference_update(entry.places)
+        self._entries.discard(entry)
         self._waiting -= 1
         if self._room:
             self._let_in()
 
 
-class Looks(Generic[K, V]):
-    """The same for reading: what is asked while one look is under way is asked together in the next."""
-
-    def __init__(self, look: Callable[[Sequence[K]], Awaitable[Sequence[V]]], *, flights: int = 2) -> None:
-        self._look = look
-        self._idle = flights
-        self._queue: deque[tuple[Sequence[K], asyncio.Future[Sequence[V]]]] = deque()
-        self._flights: set[asyncio.Task[None]] = set()
-
-    async def ask(self, keys: Sequence[K]) -> Sequence[V]:
-        """What is found for each key, seen after this call."""
-        answer: asyncio.Future[Sequence[V]] = asyncio.get_running_loop().create_future()
-        self._queue.append((keys, answer))
-        if self._idle:
-            self._idle -= 1
-            flight = _apart(self._work())
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
-        return await answer
-
-    async def landed(self) -> None:
-        """Wait until everybody has his answer."""
-        while self._flights:
-            await asyncio.wait(self._flights)
-
-    async def _work(self) -> None:
-        try:
-            while self._queue:
-                group = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST))]
-                await self._fly(group)
-                await asyncio.sleep(0)
-        finally:
-            self._idle += 1
-
-    async def _fly(self, group: Sequence[tuple[Sequence[K], asyncio.Future[Sequence[V]]]]) -> None:
-        try:
-            found = await self._look([key for keys, _ in group for key in keys])
-        except StoreError as error:
-            if len(group) > 1 and _divisible(error):
-                half = len(group) // 2
-                await self._fly(group[:half])
-                await self._fly(group[half:])
-                return
-            for _, answer in group:
-                if not answer.done():
-                    answer.set_exception(_own(error))
-        except BaseException as error:
-            ended = StoreUnavailable(f"the reader ended: {error!r}", committed=False)
-            ended.__cause__ = error
-            for _, answer in group:
-                if not answer.done():
-                    answer.set_exception(_own(ended))
-            if not isinstance(error, Exception):
-                raise
-        else:
-            at = 0
-            for keys, answer in group:
-                if not answer.done():
-                    answer.set_result(found[at : at + len(keys)])
-                at += len(keys)
-
-
-def _apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def apart(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     """A task that knows nothing of the caller who happened to start it."""
     return asyncio.get_running_loop().create_task(work, context=contextvars.Context())
 
 
-def _divisible(error: StoreError) -> bool:
+def divisible(error: StoreError) -> bool:
     """May one row be at fault, and the others be written without it?"""
     return error.committed is False and not isinstance(error, StoreUnavailable)
 
 
-def _own(error: StoreError) -> StoreError:
+def own(error: StoreError) -> StoreError:
     """Each caller raises an error of his own."""
-    own = type(error)(str(error), error.committed)
-    own.__cause__ = error.__cause__
-    return own
+    each = type(error)(str(error), error.committed)
+    each.__cause__ = error.__cause__
+    return each
 
 
 async def _all(answers: Sequence[asyncio.Future[A]]) -> list[A]:

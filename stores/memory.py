@@ -117,11 +117,10 @@ class MemoryStore:
         now = commit.now or utcnow()
         first = changes[0]
         due = self._instances[first.workflow, first.id].due
-        before = due.get(QUEUE)
+        told = first.lease is not None or (first.puts and _puts(first, due))
         at = self._apply(first, now) if len(changes) == 1 else self._apply_all(changes, now)
-        after = due.get(QUEUE)
-        mine = after is not None and after.token == commit.token and (after is not before or first.lease)
-        return Committed(at, after if mine else None)
+        after = due.get(QUEUE) if told else None
+        return Committed(at, after if after is not None and after.token == commit.token else None)
 
     def _refusal(self, commit_id: str, change: Change) -> Answer | None:
         instance = self._instances.get((change.workflow, change.id))
@@ -309,6 +308,12 @@ class MemoryStore:
             for version, agenda in self._agendas[workflow].items()
             if version <= highest
         ]
+
+
+def _puts(change: Change, due: Mapping[str, Due]) -> bool:
+    """Will the change put the effects row among these?"""
+    there = QUEUE in due and QUEUE not in change.drops
+    return any(put.name == QUEUE and not (put.absent and there) for put in change.puts)
 
 
 def _time(row: Due) -> tuple[datetime, str, str, str]:

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
-from psycopg.rows import TupleRow
+from psycopg.rows import TupleRow, tuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from workflow.errors import StoreError, StoreUnavailable
@@ -23,25 +24,26 @@ Rows: TypeAlias = list[TupleRow]
 
 PATIENCE = 30.0
 """Seconds that a statement may take before its connection is given up."""
-OLDEST = 13_00_00
-"""The server's version that has all that is used here."""
+OLDEST = 13_00_00  # the server's version that has all that is used here
 LENDING = 10.0
 """Seconds that a verb waits for a connection."""
 _DEFAULTS = {
+    "client_encoding": "utf8",
     "connect_timeout": "10",
     "keepalives_idle": "20",
     "keepalives_interval": "5",
     "tcp_user_timeout": "30000",
-    "client_encoding": "utf8",
 }
 """So that a server that vanished is noticed, and any text can be written; the user's URL overrides them."""
 DRIVER = (psycopg.Error, UnicodeError, OSError, TimeoutError)
 _PASSING = ("08", "53", "57", "58", "40", "55", "25006")
 """Classes of SQLSTATE whose cause may go away by itself: connection, resources, shutdown and cancellation,
 system, serialization, locks; and a standby that may become the primary."""
-LOCKED = "55P03"
-REPEATED = "23505"
-RACED = ("40001", "40P01")
+LOCKED, REPEATED, RACED = "55P03", "23505", ("40001", "40P01")
+_READ_ONLY, _ENDED = "25006", "57P0"
+_PREPARES = 5  # uses after which psycopg prepares a statement, if nobody says otherwise
+_CLEAN = b"CLOSE ALL; RESET ROLE; RESET ALL; UNLISTEN *; DISCARD TEMP; SELECT pg_advisory_unlock_all()"
+"""Undoes what a guest leaves in the session; not what psycopg has prepared, since it would not know."""
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -67,12 +69,23 @@ def translated(error: BaseException, what: str, *, committed: bool | None = Fals
     return made
 
 
+def stale(error: BaseException) -> bool:
+    """Is the connection that met this of no more use? After a failover another may lead to the new primary."""
+    return str(getattr(error, "sqlstate", None) or sqlstate(error)).startswith((_READ_ONLY, _ENDED))
+
+
+def _unheard(connection: Connection, error: BaseException) -> bool:
+    """Was the answer lost? A server that shuts down may have written, and said no more than that it ends."""
+    ended = str(getattr(error, "sqlstate", None)).startswith(_ENDED)
+    return ended or connection.closed or isinstance(error, (OSError, TimeoutError))
+
+
 class Source:
     """Where connections come from: one server, one schema, perhaps behind a pooler."""
 
     def __init__(self, url: str, pooler: bool | None) -> None:
         try:
-            self.url = make_conninfo(url, **_missing(url))
+            self.url = make_conninfo("", **(_DEFAULTS | conninfo_to_dict(url)))
         except DRIVER as error:
             raise translated(error, "the url of PostgreSQL") from error
         self.pooler = pooler
@@ -88,8 +101,8 @@ class Source:
 
     async def set_up(self, connection: Connection) -> None:
         """Make a new connection ours. A pooler answers for the server with a process id of its own."""
-        if connection.info.server_version < OLDEST:
-            found = connection.info.server_version
+        found = connection.info.server_version
+        if found < OLDEST:
             raise StoreError(f"{self.where}: PostgreSQL {found} is too old; {OLDEST} is needed")
         if self.pooler is None:
             row = await (await connection.execute("SELECT pg_backend_pid()", prepare=False)).fetchone()
@@ -102,6 +115,14 @@ class Source:
         """Make a new connection fit for what stands between."""
         if self.pooler:
             connection.prepare_threshold = None
+
+    async def clean(self, connection: Connection) -> None:
+        """Make a connection that a guest had as if it were new; behind a pooler its session is another's already."""
+        connection.row_factory, connection.cursor_factory = tuple_row, AsyncCursor
+        connection.prepare_threshold = None if self.pooler else _PREPARES
+        if not self.pooler:
+            async with asyncio.timeout(PATIENCE):
+                await connection.execute(_CLEAN, prepare=False)
 
 
 class Together:
@@ -179,8 +200,8 @@ class Wire:
 
     async def failed(self, connection: Connection, error: BaseException, *, committing: bool = True) -> StoreError:
         """What an error of the driver means; afterwards the wire can be used again."""
-        lost = connection.closed or isinstance(error, (OSError, TimeoutError))
-        if lost:
+        lost = _unheard(connection, error)
+        if lost or stale(error):
             await self.drop()
         else:
             await self._roll_back(connection)
@@ -203,20 +224,28 @@ class Wire:
 
 
 class Pool:
-    """Connections that are lent, each to one task at a time; those for `guests` with the settings of psycopg and
-    the server."""
+    """Connections that are lent, each to one task at a time; `guests` find the settings of psycopg and the server."""
 
     def __init__(self, source: Source, size: int, *, guests: bool = False) -> None:
         self._source = source
-        ours = {"prepare_threshold": 0, "cursor_factory": AsyncRawCursor}
+        threshold, cursor = (_PREPARES, AsyncCursor) if guests else (0, AsyncRawCursor)
+        set_up = source.receive if guests else source.set_up
+        self._era = 0
+        self._born: WeakKeyDictionary[Connection, int] = WeakKeyDictionary()
+
+        async def receive(connection: Connection) -> None:
+            self._born[connection] = self._era
+            await set_up(connection)
+
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             source.url,
-            kwargs={"autocommit": True, **({} if guests else ours)},
+            kwargs={"autocommit": True, "prepare_threshold": threshold, "cursor_factory": cursor},
             min_size=0,
             max_size=size,
             timeout=LENDING,
             reconnect_timeout=LENDING,  # else its pauses grow to minutes, long after the server is back
-            configure=_or_closed(source.receive if guests else source.set_up),
+            configure=_or_closed(receive),
+            reset=source.clean if guests else None,
             open=False,
         )
 
@@ -236,7 +265,7 @@ class Pool:
         except StoreError as error:
             if not reads or error.committed is False:
                 raise
-        await self._pool.check()
+        await self.check()
         try:
             return await self._run(statement, values)
         except StoreError as error:
@@ -249,7 +278,9 @@ class Pool:
             async with asyncio.timeout(PATIENCE):
                 return await run(self._source, connection, statement, values)
         except DRIVER as error:
-            committed = None if connection.closed or isinstance(error, TimeoutError) else False
+            committed = None if _unheard(connection, error) else False
+            if stale(error):
+                self.give_up(connection)
             raise translated(error, self._source.where, committed=committed) from error
         except BaseException:
             await connection.close()
@@ -257,12 +288,26 @@ class Pool:
         finally:
             await self.take_back(connection)
 
+    async def check(self) -> None:
+        """Replace the connections that broke while nobody used them."""
+        await self._pool.check()
+
     async def lend(self) -> Connection:
         """A connection, to be given back. Raises StoreUnavailable when none is free in time."""
         try:
-            return await self._pool.getconn()
+            connection = await self._pool.getconn()
         except (PoolTimeout, PoolClosed, *DRIVER) as error:
             raise translated(error, self._source.where) from error
+        if self._born.get(connection) == self._era:
+            return connection
+        await connection.close()
+        await self.take_back(connection)
+        return await self.lend()
+
+    def give_up(self, connection: Connection) -> None:
+        """Lend it no more, nor any as old. They are replaced when they would be lent: till then servers may change."""
+        if self._born.get(connection) == self._era:
+            self._era += 1
 
     async def take_back(self, connection: Connection) -> None:
         """The pool rolls back what was left open, and replaces what broke."""
@@ -297,11 +342,6 @@ async def run(source: Source, connection: Connection, statement: bytes, values: 
 async def rows_of(cursor: AsyncCursor[TupleRow]) -> Rows:
     """What a statement answered, if it answers with rows."""
     return await cursor.fetchall() if cursor.description is not None else []
-
-
-def _missing(url: str) -> dict[str, str]:
-    given = conninfo_to_dict(url)
-    return {name: value for name, value in _DEFAULTS.items() if name not in given}
 
 
 def _named(url: str) -> str:

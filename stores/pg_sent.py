@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -12,14 +11,12 @@ from msgspec import Struct
 from workflow.errors import StoreError
 from workflow.record import QUEUE, Change, Commit, Head, Kind, Lease, Line, Put, Status
 
-Wary: TypeAlias = Callable[[Change], bool]
-"""May somebody hold the instance of this change, or its key be known? Then it is looked at first."""
-
+_ENDS = [QUEUE]
 _NOBODY = Lease(None, 0, 0, 0)
 _encode = msgspec.json.Encoder().encode
 
 
-class _Earlier(Struct, omit_defaults=True):
+class _Earlier(Struct, omit_defaults=True, gc=False):
     """A line before the last of its change."""
 
     seq: int
@@ -44,7 +41,7 @@ class _Earlier(Struct, omit_defaults=True):
     reason: str | None = None
 
 
-class _Put(Struct, omit_defaults=True):
+class _Put(Struct, omit_defaults=True, gc=False):
     """A due row to write."""
 
     name: str
@@ -60,7 +57,7 @@ class _Put(Struct, omit_defaults=True):
     absent: bool | None = None
 
 
-class _Rare(Struct, omit_defaults=True):
+class _Rare(Struct, omit_defaults=True, gc=False):
     """What most changes do not have, or have as expected."""
 
     by: str | None = None
@@ -89,6 +86,7 @@ class _Rare(Struct, omit_defaults=True):
 
 class Sent(
     Struct,
+    gc=False,
     omit_defaults=True,
     rename={
         "workflow": "w",
@@ -113,8 +111,6 @@ class Sent(
         "l_seq": "ls",
         "l_number": "ln",
         "l_attempt": "la",
-        "wary": "g",
-        "wary_due": "j",
         "more": "m",
         "puts": "u",
         "drops": "f",
@@ -149,10 +145,6 @@ class Sent(
     l_seq: int | None = None
     l_number: int | None = None
     l_attempt: int | None = None
-    wary: bool | None = None
-    """Look at the head, and for the key, before anything is written."""
-    wary_due: bool | None = None
-    """Look at the effects row before anything is written."""
     more: list[_Earlier] | None = None
     puts: list[_Put] | None = None
     drops: list[str] | None = None
@@ -161,15 +153,15 @@ class Sent(
 _USUAL = _Rare()
 
 
-def group(rows: Sequence[tuple[Commit, Change]], wary: Wary) -> tuple[str, str]:
-    """The parameters of GROUP: these changes, numbered."""
+def group(rows: Sequence[tuple[Commit, Change]]) -> tuple[str, str]:
+    """The parameters of GROUP and PLAIN: these changes, numbered."""
     by = rows[0][0].token
-    return _json([_sent(n, commit, change, by, wary(change)) for n, (commit, change) in enumerate(rows)]), by
+    return _json([_sent(n, commit, change, by) for n, (commit, change) in enumerate(rows)]), by
 
 
 def alone(commit: Commit, change: Change) -> tuple[str, str]:
     """The parameters of MOVE and MOVE_OWING."""
-    return _json(_sent(0, commit, change, commit.token, wary=False)), commit.token
+    return _json(_sent(0, commit, change, commit.token)), commit.token
 
 
 def _json(sent: Sent | list[Sent]) -> str:
@@ -179,7 +171,7 @@ def _json(sent: Sent | list[Sent]) -> str:
         raise StoreError(f"a text that no database can hold: {error}", committed=False) from error
 
 
-def settle(change: Change) -> tuple[str | None, ...]:
+def settle(commit: Commit, change: Change) -> tuple[str | datetime | None, ...]:
     """The parameters of SETTLE."""
     lease = change.lease or _NOBODY
     return (
@@ -190,29 +182,37 @@ def settle(change: Change) -> tuple[str | None, ...]:
         str(lease.number),
         str(lease.attempt),
         lease.token,
+        commit.now,
     )
 
 
-def _sent(n: int, commit: Commit, change: Change, by: str, wary: bool) -> Sent:
+def _sent(n: int, commit: Commit, change: Change, by: str) -> Sent:
     head, lease = change.head, change.lease
     if head is None:
-        sent = Sent(n, change.workflow, change.id, change.seq, commit.now, wary=True)
+        sent = Sent(n, change.workflow, change.id, change.seq, commit.now)
     else:
         sent = _moved(n, commit, change, head, by)
-        sent.wary = wary or lease is not None or None
     if lease is not None:
         sent.l_seq, sent.l_number, sent.l_attempt = lease.seq, lease.number, lease.attempt
         if lease.token != by:
             rare = sent.rare = sent.rare or _Rare()
             rare.owner = lease.token or ""
-        if settles(change) and not wary:
-            return sent
-        sent.wary_due = True
-    if leases(change, by):
+    if settles(change):
+        sent.drops = _ENDS
+    elif leases(change, by):
         sent.wait = change.puts[0].wait.total_seconds()
     elif change.puts or change.drops or change.held is not None:
         _schedule(sent, change)
     return sent
+
+
+def plain(change: Change, by: str) -> bool:
+    """Is it what PLAIN writes?"""
+    if change.head is None:
+        return settles(change)
+    if not change.seq or len(change.lines) > 1 or change.lease is not None:
+        return False
+    return leases(change, by) or not (change.puts or change.drops or change.held is not None)
 
 
 def settles(change: Change) -> bool:
@@ -226,7 +226,8 @@ def leases(change: Change, by: str) -> bool:
     if len(change.puts) != 1 or change.drops or change.held is not None or change.head is None:
         return False
     put, line = change.puts[0], change.lines[-1]
-    return put == Put(name=QUEUE, seq=line.seq, attempt=1, version=line.version, token=by, wait=put.wait, absent=True)
+    first = put.name == QUEUE and put.absent and (put.seq, put.number, put.attempt) == (line.seq, 0, 1)
+    return first and put.token == by and put.version == line.version and not (put.held or put.body or put.at)
 
 
 def _moved(n: int, commit: Commit, change: Change, head: Head, by: str) -> Sent:

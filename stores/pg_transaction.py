@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, LiteralString, TypeVar
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.pq import TransactionStatus
@@ -18,13 +20,26 @@ from workflow.record import Answer, Commit, Line, Loaded, Locked
 from workflow.store import Store, enter, inside
 
 from . import pg_rows, pg_sql, pg_tables
-from .pg_link import DRIVER, LOCKED, PATIENCE, RACED, REPEATED, Pool, Rows, rows_of, sqlstate, translated
+from .pg_link import (
+    DRIVER,
+    LOCKED,
+    PATIENCE,
+    RACED,
+    REPEATED,
+    Connection,
+    Pool,
+    Rows,
+    rows_of,
+    sqlstate,
+    stale,
+    translated,
+)
 from .pg_write import Run, load, refused, whole
 from .rule import try_puts
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two looks whether another transaction has let an instance go."""
-_MARKED, _PREFIX = "application_name", "enumflow "
+_MARKED, _MARK = "application_name", re.compile("enumflow [0-9a-f]{16}")
 _SET_MARK = b"SELECT set_config('application_name', $1, true)"
 _NOTIFY = b"SELECT pg_notify($1, '')"
 _SET_PATIENCE = b"SELECT set_config('lock_timeout', $1, true)"
@@ -33,8 +48,27 @@ _OPEN = (TransactionStatus.INTRANS, TransactionStatus.ACTIVE, TransactionStatus.
 T = TypeVar("T")
 
 
+class _Seat:
+    """What all transactions on one connection share."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        """Moves that are made at the same time take turns: each is undone back to the same savepoint."""
+        self.last = ""
+        """The instance that was last asked for, empty if none was."""
+        self.stale = False
+        """The server that the connection leads to is of no more use."""
+
+
+_seats: WeakKeyDictionary[AsyncConnection[Any], _Seat] = WeakKeyDictionary()
+
+
 class PostgresTransaction:
-    """See `workflow.store.Transaction`. The connection is psycopg's; its settings stay the user's."""
+    """See `workflow.store.Transaction`. The connection is psycopg's; its settings stay the user's.
+
+    Moves may be made in it at the same time. The user's own statements are to be run one after another
+    and not beside a move: a move that is refused takes back whatever was done on the connection meanwhile.
+    """
 
     def __init__(
         self, store: Store, schema: pg_tables.Schema, connection: AsyncConnection[Any], where: str, channel: str = ""
@@ -45,6 +79,7 @@ class PostgresTransaction:
         self._where = where
         self._channel = channel
         self._mark = _mark(connection) if channel else ""
+        self.seat = _seats.setdefault(connection, _Seat())
         self.over = False
         """The block that this was for has ended; its connection may be at another's transaction."""
 
@@ -88,7 +123,10 @@ class PostgresTransaction:
         async def run(statement: bytes, values: Sequence[Any]) -> Rows:
             return await self._run(statement, values, ids[0])
 
-        return await load(self._schema, run, [(workflow, id) for id in ids]) if ids else ()
+        if not ids:
+            return ()
+        async with self.seat.turn:
+            return await load(self._schema, run, [(workflow, id) for id in ids])
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         """See `Store.history`."""
@@ -112,7 +150,8 @@ class PostgresTransaction:
         loop = asyncio.get_running_loop()
         deadline, pause = loop.time() + timeout, _FIRST_PAUSE
         while True:
-            answer = await self._attempt(commit)
+            async with self.seat.turn:
+                answer = await self._attempt(commit)
             if answer is not None:
                 return answer
             if loop.time() + pause > deadline:
@@ -127,17 +166,14 @@ class PostgresTransaction:
         async def run(statement: bytes, values: Sequence[Any]) -> Rows:
             return await self._run(statement, values, id)
 
-        await run(b"SAVEPOINT enumflow", ())
+        await firmly(run(b"SAVEPOINT enumflow", ()))
         try:
             patience = await self._hurry(run) if any(not change.seq for change in commit.changes) else None
             done = await whole(self._schema, run, commit)
             if patience is not None:
                 await run(_SET_PATIENCE, (patience,))
-            if done is not None:
-                await run(b"RELEASE enumflow", ())
-                if self._channel:
-                    await run(_NOTIFY, (self._channel,))
-                return done
+            if done is not None and self._channel:
+                await run(_NOTIFY, (self._channel,))
         except StoreError as error:
             if sqlstate(error) not in (LOCKED, REPEATED):
                 await self._undo(run)
@@ -152,8 +188,11 @@ class PostgresTransaction:
         except BaseException:
             await self._undo(run)
             raise
-        await self._undo(run)
-        return (await refused(self._schema, run, [commit]))[0]
+        if done is None and len(commit.changes) > 1:
+            await self._undo(run)
+        else:  # also where nothing was written: what somebody did meanwhile is not to be undone
+            await firmly(run(b"RELEASE enumflow", ()))
+        return done if done is not None else (await refused(self._schema, run, [commit]))[0]
 
     async def _hurry(self, run: Run) -> str:
         """A start waits for another's open start of the same id, here not for long; what was set before."""
@@ -169,12 +208,14 @@ class PostgresTransaction:
     # --- one statement ----------------------------------------------------------------------------
 
     async def _ask(self, statement: str, values: Sequence[Any], id: str) -> Rows:
-        return await self._run(self._schema[statement], values, id)
+        async with self.seat.turn:
+            return await self._run(self._schema[statement], values, id)
 
     async def _run(self, statement: bytes, values: Sequence[Any], id: str) -> Rows:
         """Raises Conflict where the server has ended the transaction: it did not happen, and must be done again."""
         if self.over or nothing_open(self._connection):
             raise StoreError("the transaction has ended; make the move within one that is open")
+        self.seat.last = id
         cursor = AsyncRawCursor(self._connection, row_factory=tuple_row)
         try:
             if self._mark and not self.open:
@@ -182,6 +223,7 @@ class PostgresTransaction:
             await cursor.execute(statement, values or None, binary=True)  # text would follow the session's habits
             return await rows_of(cursor)
         except DRIVER as error:
+            self.seat.stale |= stale(error)
             if getattr(error, "sqlstate", None) in RACED:
                 raise Conflict(id, 1, inside=True) from error
             raise translated(error, self._where) from error
@@ -200,30 +242,54 @@ async def begun(store: Store, schema: pg_tables.Schema, pool: Pool, where: str) 
     """A transaction on a connection of the pool; committed at the end of the block, rolled back if it raises."""
     if inside(store):
         raise StoreError("this task is inside a transaction of the store; do both in that one")
-    connection = await pool.lend()
+    connection = await _begun(pool, where)
+    _seats[connection] = _Seat()
     transaction = PostgresTransaction(store, schema, connection, where)
     try:
-        await _ended(connection, "BEGIN", where)
         enter(transaction)
         try:
             yield transaction
-        except BaseException:
+        except BaseException as error:
+            transaction.seat.stale |= stale(error)
             if transaction.open:
                 await firmly(_ended(connection, "ROLLBACK", where))
             raise
         finally:
             transaction.over = True
-        await _end(connection, where)
+        await _end(transaction, where)
     finally:
-        transaction.over = True
+        if transaction.seat.stale:
+            pool.give_up(connection)
         await pool.take_back(connection)
 
 
-async def _end(connection: AsyncConnection[Any], where: str) -> None:
-    """COMMIT, if that is still to be had."""
+async def _begun(pool: Pool, where: str, *, again: bool = True) -> Connection:
+    """A connection in a transaction. That one broke while nobody used it is not the caller's trouble."""
+    connection = await pool.lend()
+    try:
+        await _ended(connection, "BEGIN", where)
+    except BaseException as error:
+        broken = connection.closed and not isinstance(error.__cause__, TimeoutError)
+        await pool.take_back(connection)
+        if not (again and broken and isinstance(error, StoreError)):
+            raise
+    else:
+        return connection
+    await pool.check()
+    return await _begun(pool, where, again=False)
+
+
+async def _end(transaction: PostgresTransaction, where: str) -> None:
+    """COMMIT, if that is still to be had. Raises Conflict where others' transactions are in its way."""
+    connection = transaction.connection
     status = connection.info.transaction_status
     if status == TransactionStatus.INTRANS:
-        await firmly(_ended(connection, "COMMIT", where))
+        try:
+            await firmly(_ended(connection, "COMMIT", where))
+        except StoreError as error:
+            if transaction.seat.last and sqlstate(error) in RACED:
+                raise Conflict(transaction.seat.last, 1, inside=True) from error.__cause__
+            raise
     elif status == TransactionStatus.INERROR:
         await firmly(_ended(connection, "ROLLBACK", where))
         raise StoreError("a statement in the block had failed, so nothing was committed")
@@ -261,7 +327,7 @@ def _mark(connection: AsyncConnection[Any]) -> str:
     """What tells this transaction from the next on the same connection, perhaps another task's: a setting that the
     server takes back, and tells us so, when the transaction ends."""
     found = connection.info.parameter_status(_MARKED) or ""
-    return found if found.startswith(_PREFIX) else f"{_PREFIX}{uuid4().hex[:16]}"
+    return found if _MARK.fullmatch(found) else f"enumflow {uuid4().hex[:16]}"
 
 
 def nothing_open(connection: AsyncConnection[Any]) -> bool:

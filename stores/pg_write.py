@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, TypeAlias
@@ -13,15 +14,19 @@ from workflow.record import Answer, Change, Commit, Committed, Conflicted, Due, 
 
 from . import pg_rows, pg_sent, pg_sql, pg_tables
 from .pg_link import LOCKED, RACED, REPEATED, Rows, Wire, sqlstate
-from .pg_sent import Wary
 from .rule import compared, placed
 
 Run: TypeAlias = Callable[[bytes, Sequence[Any]], Awaitable[Rows]]
 """Runs one statement and gives its rows."""
 
 
+Wary: TypeAlias = Callable[[Change], bool]
+"""May somebody hold the instance of this change, or its key be known?"""
+
 WARY = 1.0
 """Seconds for which an instance that somebody held (all, if a key was repeated) is looked at before it is written."""
+RETRY_STARTS = 0.1
+"""Seconds between two tries of starts that somebody else's open start blocks."""
 
 
 class Writer:
@@ -36,10 +41,15 @@ class Writer:
         self._wires = wires
         self._held: dict[tuple[str, str], float] = {}
         self._repeated = -WARY
+        self._tried = -RETRY_STARTS
 
     async def __call__(self, writer: int, commits: Sequence[Commit], timeout: float | None) -> Sequence[Answer | None]:
         """Nothing here waits for another transaction longer than a moment."""
-        answers = await self._write(self._wires[writer], commits, self._wary())
+        wary, wire = self._wary(), self._wires[writer]
+        if self._held and any(map(self._blocked, commits)):
+            answers = await self._without_blocked(wire, commits, wary)
+        else:
+            answers = await self._write(wire, commits, wary)
         for commit, answer in zip(commits, answers, strict=True):
             if answer is None:
                 self._held.update(dict.fromkeys(map(placed, commit.changes), monotonic()))
@@ -85,16 +95,15 @@ class Writer:
         """What an error means to the one commit that met it."""
         if state == LOCKED:
             return None
-        if state in RACED:
-            return Conflicted()
-        if state == REPEATED:
-            answer = (await refused(self._schema, wire.run, [commit]))[0]
-            if answer is not None:
-                return answer
-        raise error
+        if state != REPEATED and state not in RACED:
+            raise error
+        answer = (await refused(self._schema, wire.run, [commit]))[0]
+        if answer is None and state == REPEATED:
+            raise error
+        return answer or Conflicted()
 
     async def _apart(self, wire: Wire, commits: Sequence[Commit]) -> list[Answer | None]:
-        """Somebody else is starting one of these: the starts one by one, the others together."""
+        """Somebody else is starting one of these: the others together, then the starts one by one."""
         answers: dict[str, Answer | None] = {}
         others = [commit for commit in commits if commit.changes[0].seq]
         for part in [others] if 0 < len(others) < len(commits) else [[commit] for commit in others]:
@@ -103,6 +112,24 @@ class Writer:
             if commit.id not in answers:
                 answers[commit.id] = (await self._write(wire, [commit], _always))[0]
         return [answers[commit.id] for commit in commits]
+
+    async def _without_blocked(self, wire: Wire, commits: Sequence[Commit], wary: Wary) -> list[Answer | None]:
+        """A start that had to wait for another's open start is tried now and then, one at a time: whoever flies with
+        it waits as well."""
+        blocked = [each for each in commits if self._blocked(each)]
+        flying = [each for each in commits if not self._blocked(each)]
+        answers: dict[str, Answer | None] = {each.id: None for each in blocked}
+        if flying:
+            answers.update(zip((each.id for each in flying), await self._write(wire, flying, wary), strict=True))
+        if monotonic() - self._tried >= RETRY_STARTS:
+            commit = random.choice(blocked)
+            answers[commit.id] = (await self._write(wire, [commit], wary))[0]
+            self._tried = monotonic()
+        return [answers[each.id] for each in commits]
+
+    def _blocked(self, commit: Commit) -> bool:
+        change = commit.changes[0]
+        return change.seq == 0 and change.head is not None and placed(change) in self._held
 
 
 def _always(_: Change) -> bool:
@@ -142,22 +169,16 @@ async def whole(schema: pg_tables.Schema, run: Run, commit: Commit) -> Committed
 
 async def _written(schema: pg_tables.Schema, run: Run, rows: Sequence[tuple[Commit, Change]], wary: Wary) -> Rows:
     commit, change = rows[0]
-    if len(rows) == 1:
-        if pg_sent.settles(change):
-            return await run(schema[pg_sql.SETTLE], pg_sent.settle(change))
-        text = _statement(commit, change)
-        if text is not None:
-            return await run(schema[pg_sql.WARILY[text] if wary(change) else text], pg_sent.alone(commit, change))
-    return await run(schema[pg_sql.GROUP], pg_sent.group(rows, wary))
-
-
-def _statement(commit: Commit, change: Change) -> str | None:
-    """The statement of its own that a plain move has."""
-    if change.head is None or not change.seq or len(change.lines) > 1 or change.lease is not None:
-        return None
-    if pg_sent.leases(change, commit.token):
-        return pg_sql.MOVE_OWING
-    return None if change.puts or change.drops or change.held is not None else pg_sql.MOVE
+    by = commit.token
+    bold = wary is _never or not any(wary(each) for _, each in rows)
+    if len(rows) == 1 and pg_sent.plain(change, by):
+        if change.head is None:
+            return await run(schema[pg_sql.SETTLE], pg_sent.settle(commit, change))
+        text = pg_sql.MOVE_OWING if change.puts else pg_sql.MOVE
+        return await run(schema[text if bold else pg_sql.WARILY[text]], pg_sent.alone(commit, change))
+    if bold and all(pg_sent.plain(each, by) for _, each in rows):
+        return await run(schema[pg_sql.PLAIN], pg_sent.group(rows))
+    return await run(schema[pg_sql.GROUP], pg_sent.group(rows))
 
 
 async def _answered(schema: pg_tables.Schema, run: Run, commit: Commit, change: Change, row: Any) -> Committed:

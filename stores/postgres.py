@@ -15,12 +15,14 @@ from zlib import crc32
 import msgspec
 from psycopg.types.numeric import Int4, Int8
 
+from workflow.clock import utcnow
 from workflow.errors import StoreError
 from workflow.record import Answer, Commit, Due, Head, Line, Loaded, Page, Query, Renewed, Wake
 
 from . import pg_rows, pg_sql, pg_tables
-from .batch import Batch, Looks
+from .batch import Batch
 from .hint import Hint
+from .looks import Looks
 from .pg_bell import Bell
 from .pg_link import Pool, Source, Wire
 from .pg_schema import prepare
@@ -85,8 +87,10 @@ class _Links:
     async def close(self) -> None:
         """Finish what was handed in, then close."""
         if self._ready is not None:
+            self._ready.cancel()  # nobody waits for it any more
             await asyncio.wait((self._ready,))
-            self._ready.exception()  # who opened heard of it, or is gone
+            if not self._ready.cancelled():
+                self._ready.exception()  # who opened heard of it, or is gone
         await self.batch.landed()
         await self.looks.landed()
         await self.bell.close()
@@ -182,6 +186,7 @@ class PostgresStore:
         now: datetime | None = None,
     ) -> Sequence[Due]:
         """See `Store.claim`."""
+        _end(now, lease)
         values = (*_known(workflows), now, Int8(limit), lease.total_seconds(), token, list(dead))
         rows = await self._use().readers.run(self._schema[pg_sql.CLAIM], values, reads=False)
         rows.sort(key=lambda row: (row[-1], *row[:3]))
@@ -191,6 +196,7 @@ class PostgresStore:
         self, token: str, rows: Collection[tuple[str, str, str]], lease: timedelta, now: datetime | None = None
     ) -> Renewed:
         """See `Store.renew`. On a connection of its own, so that it never waits for another verb."""
+        _end(now, lease)
         keeper = self._use().keeper
         values = (*_columns(rows), token, now, lease.total_seconds())
         *renewed, last = await keeper.run(self._schema[pg_sql.RENEW], values)
@@ -204,11 +210,14 @@ class PostgresStore:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[PostgresTransaction]:
-        """See `Transactional.transaction`. Raises StoreUnavailable when none of `pool` connections is free in time."""
+        """See `Transactional.transaction`. Raises StoreUnavailable when none of `pool` connections is free in time,
+        Conflict when the commit is refused since others came first (serialization): do the block again."""
         links = self._use()
-        async with begun(self, self._schema, links.guests, links.source.where) as transaction:
-            yield transaction
-        self._committed(links)
+        try:
+            async with begun(self, self._schema, links.guests, links.source.where) as transaction:
+                yield transaction
+        finally:  # who was cancelled at its end has committed all the same
+            self._committed(links)
 
     def joined(self, connection: object) -> PostgresTransaction:
         """See `Transactional.joined`: an `AsyncConnection` of psycopg's to the database that the schema is in."""
@@ -294,6 +303,11 @@ class PostgresStore:
             return await links.readers.run(self._schema[pg_sql.TIDE], ())
         except StoreError:
             return None
+
+
+def _end(now: datetime | None, lease: timedelta) -> datetime:
+    """When a lease ends. Raises OverflowError: the server's calendar is longer than ours, and such a row unreadable."""
+    return (now or utcnow()) + lease
 
 
 def _known(workflows: Mapping[str, int]) -> tuple[list[str], list[Int4]]:

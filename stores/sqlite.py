@@ -21,12 +21,13 @@ from workflow.record import Answer, Commit, Committed, Due, Head, Line, Loaded, 
 from workflow.store import Transaction, enter, inside
 
 from . import lite, seek
-from .batch import Batch, Looks
+from .batch import Batch
 from .file import MEMORY, open_reader, open_writer
 from .gate import Gate
 from .hint import Hint
 from .joint import PAUSE, Joint
 from .link import Link
+from .looks import Looks
 from .rule import not_open, try_puts
 
 T = TypeVar("T")

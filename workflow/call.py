@@ -31,8 +31,8 @@ from .word import Move, Then, word
 
 T = TypeVar("T")
 
-_PRESSING = 0.05
-"""Seconds until a hook that goes on though it was cancelled is cancelled again."""
+_PRESSING = 1.0
+"""Seconds until a hook that goes on though it was cancelled is cancelled again: it may have to clean up."""
 
 Changes: TypeAlias = list[Callable[[Any], Any]]
 
@@ -104,21 +104,23 @@ class Caller:
         self.closing = False
         """The Manager cancels whatever still runs."""
         self.abandoned = False
-        """A thread was left behind that still runs a hook."""
+        """A thread or a task was left behind that still runs a hook."""
         self._threads = threads
         self._limiter: anyio.CapacityLimiter | None = None
+
+    @property
+    def _ending(self) -> bool:
+        return self.closing or self.ledger.house.ending
 
     async def perform(self, here: Call, held: Held) -> Report:
         """Call the effect at the place. Never raises what the effect raises."""
         due, place = held.due, held.lines[0]
         try:
-            last = queue.body_of(due).error
+            last = None if due.body is None else queue.body_of(due).error
         except msgspec.DecodeError as e:
             return Unknown("the effects row", f"what is stored does not fit the spec: {e}")
         if due.number >= len(place.owes):
             return Only()
-        if self.closing:
-            return Stopped(begun=False)
         name = place.owes[due.number]
         callback = self.spec.tables.effects.get(name)
         if callback is None:
@@ -129,6 +131,8 @@ class Caller:
             move = await self._move(held, place, name)
         except (KeyError, msgspec.DecodeError) as e:
             return Unknown(name, f"what is stored does not fit the spec: {e}")
+        if self.closing:
+            return Stopped(begun=False)
         if due.attempt > retry.attempts:
             lost = RuntimeError(f"none of {retry.attempts} attempts is left, the last one never ended; before: {last}")
             return Failed(lost, callback.name, None)
@@ -180,15 +184,16 @@ class Caller:
                 else:
                     async with asyncio.timeout(callback.timeout.total_seconds()):
                         value = await self._awaited(here, callback, move)
-            here.task = None
-            if not self.closing:
+            task, here.task = here.task, None
+            if task is not None and task.cancelling() and not self._ending:
                 await _forgive()
             return value  # noqa: TRY300  # what comes next is for those that were cancelled
         except asyncio.CancelledError as e:
             if here.stopped:
                 _uncancel()
                 return Stopped
-            if self.closing:
+            if self._ending:  # not of the hook's making, and no time to write: the lease runs out
+                self.abandoned |= here.threaded
                 raise
             _uncancel()
             raise RuntimeError("the hook raised CancelledError") from e
@@ -257,11 +262,9 @@ async def patient(ask: Callable[[], Awaitable[T]]) -> T:
 
 async def _forgive() -> None:
     """Take a cancellation that a hook asked of its own task and did not wait for."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0)
-        _uncancel()
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    _uncancel()
 
 
 def _uncancel() -> None:

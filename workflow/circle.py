@@ -5,7 +5,6 @@ Known within one process, over all its Managers; between processes timeouts brea
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,28 +22,33 @@ class _Frame:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.running = True
-        self.waits: Counter[Node] = Counter()
+        self.waits: dict[Node, int] = {}
 
 
 _present: ContextVar[_Frame | None] = ContextVar("enumflow_hook", default=None)
 _frames: dict[Node, set[_Frame]] = {}
 
 
-@contextmanager
-def hook(node: Node) -> Generator[None]:
+class hook:  # noqa: N801  # a context manager, by hand: one is entered for each hook
     """Entered while a hook of this instance runs; whatever it calls, also in threads and tasks of
     its own, is known to come from it. A task that outlives the hook is its own master."""
-    frame = _Frame(node)
-    token = _present.set(frame)
-    _frames.setdefault(node, set()).add(frame)
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_frame", "_token")
+
+    def __init__(self, node: Node) -> None:
+        self._frame = _Frame(node)
+
+    def __enter__(self) -> None:
+        self._token = _present.set(self._frame)
+        _frames.setdefault(self._frame.node, set()).add(self._frame)
+
+    def __exit__(self, *raised: object) -> None:
+        frame, node = self._frame, self._frame.node
         frame.running = False
         _frames[node].discard(frame)
         if not _frames[node]:
             del _frames[node]
-        _present.reset(token)
+        _present.reset(self._token)
 
 
 def closes(target: Node) -> bool:
@@ -60,7 +64,7 @@ def waiting(target: Node) -> Generator[None]:
     if frame is None or not frame.running:
         yield
         return
-    frame.waits[target] += 1
+    frame.waits[target] = frame.waits.get(target, 0) + 1
     try:
         yield
     finally:

@@ -18,6 +18,7 @@ from . import queue
 from .call import Call, Caller, Changes, Did, Failed, Only, Report, Stopped, Unknown, patient, pause_after
 from .codec import Unstorable, clean, said
 from .errors import InvalidContext, StoreError, StoreUnavailable
+from .kernel import Author
 from .ledger import Ledger, took
 from .queue import Desk, Fault, Held, Step
 from .record import QUEUE, Answer, Committed, Due, Head, Loaded, Status
@@ -52,7 +53,7 @@ class Result(Struct, frozen=True):
 class Run:
     """A queue in work."""
 
-    __slots__ = ("call", "done", "head", "id", "lost", "result")
+    __slots__ = ("_sender", "call", "done", "head", "id", "lost", "result")
 
     def __init__(self, id: str, head: Head) -> None:
         self.id = id
@@ -61,6 +62,33 @@ class Run:
         self.lost = False
         self.done = 0
         self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._sender: asyncio.Future[None] | None = None
+
+    async def over(self, deadline: float) -> None:
+        """For the sender: wait for the end until `deadline` (on the loop's clock). To cancel him does not
+        touch the run."""
+        if self.result.done():
+            return
+        loop = asyncio.get_running_loop()
+        waiter = self._sender = loop.create_future()
+        timer = loop.call_at(deadline, _wake, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._sender = None
+
+    def end(self, result: Result) -> None:
+        """It is over; whoever waits hears of it."""
+        if not self.result.done():
+            self.result.set_result(result)
+        if self._sender is not None:
+            _wake(self._sender)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Runner:
@@ -96,11 +124,7 @@ class Runner:
             try:
                 result = await self._work(run, held)
             finally:
-                if self.running.get(id) is run:
-                    del self.running[id]
-                    self.ledger.rest.end(id)
-                if not run.result.done():
-                    run.result.set_result(result)
+                self._over(run, result)
 
         self.ledger.house.spawn(work, f"effects of {id}")
         return run
@@ -111,6 +135,20 @@ class Runner:
         if run is not None:
             run.lost = True
             run.call.stop()
+
+    def leave(self) -> None:
+        """The house is closed. A hook that did not end goes on alone, as a thread would: nobody waits
+        for it, and what it does is not heard."""
+        self.caller.abandoned |= self.ledger.house.left
+        for run in list(self.running.values()):
+            run.lost, run.call.task = True, None
+            self._over(run, Result(run.head, done=run.done))
+
+    def _over(self, run: Run, result: Result) -> None:
+        if self.running.get(run.id) is run:
+            del self.running[run.id]
+            self.ledger.rest.end(run.id)
+        run.end(result)
 
     async def _work(self, run: Run, held: Held) -> Result:
         while True:
@@ -132,9 +170,8 @@ class Runner:
         """Record what became of the effect; the queue as it is then, or the end of the run."""
         while True:
             author = self.ledger.author()
-            desk = self.ledger.desk(run.id, author, leasing=not self.caller.closing)
             try:
-                step = await patient(lambda: self._step(desk, held, report))  # noqa: B023  # awaited at once
+                step = await self._next(run, author, held, report)
             except _Unfit as e:
                 callback = self.spec.tables.effects[held.lines[0].owes[held.due.number]]
                 report = Failed(
@@ -152,6 +189,14 @@ class Runner:
             if loaded is None or due is None or queue.lease_of(due) != queue.lease_of(held.due):
                 return await self._superseded(run, held, report, loaded, again)
             held = _held(loaded, due)
+
+    async def _next(self, run: Run, author: Author, held: Held, report: Report) -> Step:
+        if isinstance(report, Did) and not report.changes and not report.returned:
+            plain = queue.plainly_ended(held)
+            if plain is not None:
+                return plain
+        desk = self.ledger.desk(run.id, author, leasing=not self.caller.closing)
+        return await patient(lambda: self._step(desk, held, report))
 
     async def _step(self, desk: Desk, held: Held, report: Report) -> Step:
         if isinstance(report, Did):

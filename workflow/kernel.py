@@ -33,7 +33,7 @@ AnySpec: TypeAlias = Spec[Any, Any, Any]
 Thinking: TypeAlias = Generator[Awaitable[Any], Any, "Verdict"]
 
 
-class Accepted(Struct, frozen=True):
+class Accepted(Struct, frozen=True, gc=False):
     """The edge that wins, and the context it makes (JSON; None: unchanged)."""
 
     arc: Arc
@@ -49,7 +49,7 @@ class Refused(Struct, frozen=True):
 Verdict: TypeAlias = Accepted | Refused
 
 
-class Author(Struct, frozen=True):
+class Author(Struct, frozen=True, gc=False):
     """Who writes: kept on each line."""
 
     commit_id: str

@@ -8,7 +8,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Generic, Literal, Self
 
-from . import circle, intake, rest, view
+from . import circle, intake, view
 from .call import Caller
 from .clock import Clock
 from .codec import checked
@@ -102,7 +102,8 @@ class Manager(Generic[S, E, C]):
             try:
                 await writer.house.close()
             finally:
-                if not self._runner.caller.abandoned:  # else only the end of the lease frees what a thread is at
+                self._runner.leave()
+                if not self._runner.caller.abandoned:  # else only the end of the lease frees what still runs
                     writer.incarnation.close()
                 await self.store.__aexit__(None, None, None)
 
@@ -209,7 +210,7 @@ class Manager(Generic[S, E, C]):
             return outcome
         run = self._runner.start(written.held)
         with circle.waiting(writer.node(run.id)):
-            await rest.done(run.result, deadline)
+            await run.over(deadline)
         return self._attended(written, run)
 
     def _attended(self, written: Written, run: Run) -> Outcome[S, E, C]:

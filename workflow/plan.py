@@ -20,7 +20,7 @@ from .stack import Peek, today
 from .undoing import compensate
 
 
-class Decided(Struct, frozen=True):
+class Decided(Struct, frozen=True, gc=False):
     """What to write, and what is known when it is written."""
 
     change: Change
@@ -51,6 +51,10 @@ class Around(Protocol):
 
     def author(self) -> Author:
         """A signature with a new commit id."""
+        ...
+
+    def lessee(self, author: Author) -> str | None:
+        """Who leases the first effect of a move; None: nobody, it is due at once."""
         ...
 
     def desk(self, id: str, author: Author) -> Desk:
@@ -90,7 +94,7 @@ class Start(Struct):
             return AlreadyStarted(around.spec.name, self.id)
         author = around.author()
         line, head = born(around.spec, self.id, self.context, self.labels, author, self.key)
-        puts = owe(around.desk(self.id, author), (line,), None) if line.owes else ()
+        puts = owe(around.lessee(author), around.lease, (line,), None) if line.owes else ()
         return Decided(_appended(0, (line,), head, puts), line, head, (line,) if line.owes else ())
 
     def same(self, spec: AnySpec, line: Line, peek: Peek) -> Generator[Any, Any, bool]:
@@ -132,7 +136,7 @@ class Send(Struct):
         line, head = moved(around.spec, loaded.head, verdict, author, key=self.key, payload=self.payload)
         if not line.owes:
             return Decided(_appended(loaded.head.seq, (line,), head, ()), line, head)
-        puts = owe(around.desk(self.id, author), (line,), loaded.effects)
+        puts = owe(around.lessee(author), around.lease, (line,), loaded.effects)
         return Decided(_appended(loaded.head.seq, (line,), head, puts), line, head, (line,))
 
     def _first(self, around: Around, context: str) -> Deciding:
@@ -143,7 +147,7 @@ class Send(Struct):
             return verdict.error
         line, head = moved(around.spec, head, verdict, author, key=self.key, payload=self.payload)
         lines = (start, line)
-        puts = owe(around.desk(self.id, author), lines, None)
+        puts = owe(around.lessee(author), around.lease, lines, None)
         return Decided(_appended(0, lines, head, puts), line, head, tuple(ln for ln in lines if ln.owes))
 
     def same(self, spec: AnySpec, line: Line, peek: Peek) -> Generator[Any, Any, bool]:

@@ -26,7 +26,7 @@ More: TypeAlias = Callable[[int], Awaitable[Line | None]]
 Thinking: TypeAlias = Generator[Awaitable[Any], Any, "Step"]
 
 
-class Fault(Struct, frozen=True, omit_defaults=True):
+class Fault(Struct, frozen=True, omit_defaults=True, gc=False):
     """What went wrong at the last attempt, bounded in size."""
 
     type: str
@@ -38,7 +38,7 @@ class Fault(Struct, frozen=True, omit_defaults=True):
         return f"{self.type}: {self.message}" if self.message else self.type
 
 
-class Returned(Struct, frozen=True, omit_defaults=True):
+class Returned(Struct, frozen=True, omit_defaults=True, gc=False):
     """An event that a hook returned, waiting to be judged."""
 
     event: str
@@ -52,7 +52,7 @@ class Returned(Struct, frozen=True, omit_defaults=True):
     payload: str | None = None
 
 
-class Body(Struct, frozen=True, omit_defaults=True):
+class Body(Struct, frozen=True, omit_defaults=True, gc=False):
     """What the effects row carries beside the place."""
 
     error: Fault | None = None
@@ -69,7 +69,7 @@ class Strange(WorkflowError):
     """A returned event that this code does not know."""
 
 
-class Held(Struct, frozen=True):
+class Held(Struct, frozen=True, gc=False):
     """What the owner of a queue knows of it."""
 
     head: Head
@@ -80,7 +80,7 @@ class Held(Struct, frozen=True):
     """No owing line exists beyond `lines`."""
 
 
-class Step(Struct, frozen=True):
+class Step(Struct, frozen=True, gc=False):
     """What one commit writes, and what its author knows of the queue afterwards."""
 
     head: Head
@@ -145,13 +145,15 @@ def lease_of(due: Due) -> Lease:
     return Lease(due.token, due.seq, due.number, due.attempt)
 
 
-def owe(desk: Desk, lines: Sequence[Line], seen: Due | None) -> tuple[Put, ...]:
+def owe(lessee: str | None, lease: timedelta, lines: Sequence[Line], seen: Due | None) -> tuple[Put, ...]:
     """The row that new lines write if there is none: leased to the sender if he saw no queue."""
     first = next((line for line in lines if line.owes), None)
     if first is None:
         return ()
-    theirs = Put(name=QUEUE, seq=first.seq, version=first.version, absent=True)
-    return (theirs if seen is not None else msgspec.structs.replace(leased(desk, first, Body()), absent=True),)
+    if seen is not None or lessee is None:
+        return (Put(name=QUEUE, seq=first.seq, version=first.version, absent=True),)
+    mine = Put(name=QUEUE, seq=first.seq, attempt=1, version=first.version, token=lessee, wait=lease, absent=True)
+    return (mine,)
 
 
 def change(before: Held, step: Step) -> Change:
@@ -189,6 +191,14 @@ def succeed(
         put = leased(desk, place, body, held.due.number + 1)
         return Step(head, tuple(lines), put, None, held.lines, held.whole)
     return (yield from proceed(desk, held, head, lines, body, 1))
+
+
+def plainly_ended(held: Held) -> Step | None:
+    """What `succeed` comes to where nothing was returned or changed and the last effect known is done; None
+    where only `succeed` can tell."""
+    due, lines = held.due, held.lines
+    alone = held.whole and len(lines) == 1 and due.number + 1 == len(lines[0].owes)
+    return Step(held.head) if alone and due.body is None and not held.head.goal else None
 
 
 def again(desk: Desk, held: Held) -> Thinking:

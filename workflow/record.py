@@ -56,9 +56,10 @@ class Kind(StrEnum):
 
 
 # --- rows ---------------------------------------------------------------------------------------
+# `gc=False`: no row can be part of a cycle, and thousands are made each second.
 
 
-class Head(Struct, frozen=True, kw_only=True):
+class Head(Struct, frozen=True, kw_only=True, gc=False):
     """The present of one instance. `replay` of its lines gives it again."""
 
     workflow: str
@@ -85,7 +86,7 @@ class Head(Struct, frozen=True, kw_only=True):
     changed_at: datetime = UNSTAMPED
 
 
-class Line(Struct, frozen=True, kw_only=True):
+class Line(Struct, frozen=True, kw_only=True, gc=False):
     """One line of an instance's history; written once, never changed."""
 
     workflow: str
@@ -127,7 +128,7 @@ class Line(Struct, frozen=True, kw_only=True):
     at: datetime = UNSTAMPED
 
 
-class Due(Struct, frozen=True, kw_only=True):
+class Due(Struct, frozen=True, kw_only=True, gc=False):
     """Work with a time. The row named `effects` is the place in the instance's queue of effects."""
 
     workflow: str
@@ -149,7 +150,7 @@ class Due(Struct, frozen=True, kw_only=True):
     """JSON, the engine's own."""
 
 
-class Put(Struct, frozen=True, kw_only=True):
+class Put(Struct, frozen=True, kw_only=True, gc=False):
     """A due row to write. Its time is `at`, or `wait` after the time of the commit."""
 
     name: str
@@ -166,7 +167,7 @@ class Put(Struct, frozen=True, kw_only=True):
     """Only if no row of that name is there; otherwise it replaces the row."""
 
 
-class Lease(Struct, frozen=True):
+class Lease(Struct, frozen=True, gc=False):
     """What a commit expects of the instance's `effects` row."""
 
     token: str | None
@@ -175,7 +176,7 @@ class Lease(Struct, frozen=True):
     attempt: int
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class Change(Struct, frozen=True, kw_only=True, gc=False):
     """What one commit does to one instance."""
 
     workflow: str
@@ -193,7 +194,7 @@ class Change(Struct, frozen=True, kw_only=True):
     """When set, all due rows of the instance, those just put included, become held or free."""
 
 
-class Commit(Struct, frozen=True, kw_only=True):
+class Commit(Struct, frozen=True, kw_only=True, gc=False):
     """All of it or nothing. Appended again under the same `id`, it is done once."""
 
     id: str
@@ -205,7 +206,7 @@ class Commit(Struct, frozen=True, kw_only=True):
     """The time of the commit; None: the store's own clock."""
 
 
-class Committed(Struct, frozen=True):
+class Committed(Struct, frozen=True, gc=False):
     """It is durable, by this append or by an earlier one of the same commit."""
 
     at: datetime
@@ -214,32 +215,32 @@ class Committed(Struct, frozen=True):
     """The `effects` row of the first change, if this commit left it leased to the committer."""
 
 
-class Conflicted(Struct, frozen=True):
+class Conflicted(Struct, frozen=True, gc=False):
     """A head was not at the expected `seq`. Nothing was written."""
 
 
-class Duplicate(Struct, frozen=True):
+class Duplicate(Struct, frozen=True, gc=False):
     """A key was seen before, on this line, which another commit wrote. Nothing was written."""
 
     line: Line
 
 
-class Lost(Struct, frozen=True):
+class Lost(Struct, frozen=True, gc=False):
     """The effects row belongs to another owner, or stands at another attempt. Nothing was written."""
 
 
-class Gone(Struct, frozen=True):
+class Gone(Struct, frozen=True, gc=False):
     """The effect that was to be settled is settled already. Nothing was written."""
 
 
-class Locked(Struct, frozen=True):
+class Locked(Struct, frozen=True, gc=False):
     """Another transaction still held the instance when the timeout passed. Nothing was written."""
 
 
 Answer: TypeAlias = Committed | Conflicted | Duplicate | Lost | Gone | Locked
 
 
-class Loaded(Struct, frozen=True):
+class Loaded(Struct, frozen=True, gc=False):
     """A head with what it owes."""
 
     head: Head
@@ -248,7 +249,7 @@ class Loaded(Struct, frozen=True):
     """The first two owing lines from the effects row's line on; none without that row."""
 
 
-class Page(Struct, frozen=True):
+class Page(Struct, frozen=True, gc=False):
     """A piece of the feed of all lines."""
 
     transitions: tuple[Line, ...]
@@ -258,7 +259,7 @@ class Page(Struct, frozen=True):
     """Lines exist beyond this page that may not be shown yet."""
 
 
-class Wake(Struct, frozen=True):
+class Wake(Struct, frozen=True, gc=False):
     """When to look for due work again."""
 
     at: datetime | None
@@ -269,7 +270,7 @@ class Wake(Struct, frozen=True):
     """The store's clock (or the `now` that was given)."""
 
 
-class Renewed(Struct, frozen=True):
+class Renewed(Struct, frozen=True, gc=False):
     """What a renewal found."""
 
     lost: frozenset[tuple[str, str, str]]
@@ -278,7 +279,7 @@ class Renewed(Struct, frozen=True):
     """The store's clock (or the `now` that was given)."""
 
 
-class Query(Struct, frozen=True, kw_only=True):
+class Query(Struct, frozen=True, kw_only=True, gc=False):
     """Which heads to find. An empty collection matches nothing; None does not filter."""
 
     workflow: str

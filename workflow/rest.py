@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 
 class Rest:
@@ -44,23 +43,3 @@ class Rest:
         finally:
             if waiter in waiters:
                 waiters.remove(waiter)
-
-
-async def done(result: asyncio.Future[Any], deadline: float) -> None:
-    """Wait for it until `deadline` (on the loop's clock). To cancel who waits does not touch it."""
-    if result.done():
-        return
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-
-    def wake(_: object = None) -> None:
-        if not waiter.done():
-            waiter.set_result(None)
-
-    timer = loop.call_at(deadline, wake)
-    result.add_done_callback(wake)
-    try:
-        await waiter
-    finally:
-        timer.cancel()
-        result.remove_done_callback(wake)

@@ -51,7 +51,7 @@ class Reader(Protocol):
         ...
 
 
-class Written(Struct, frozen=True):
+class Written(Struct, frozen=True, gc=False):
     """What a plan came to."""
 
     line: Line
@@ -97,6 +97,10 @@ class Sight:
     def author(self) -> Author:
         """A signature with a new commit id."""
         return Author(self.incarnation.commit_id(), self.incarnation.token, self.spec.version)
+
+    def lessee(self, author: Author) -> str | None:
+        """See `plan.Around`."""
+        return author.token
 
     def desk(self, id: str, author: Author, *, leasing: bool = True) -> Desk:
         """All that a step of the queue needs."""

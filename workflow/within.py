@@ -51,6 +51,10 @@ class Within(Sight):
         self._ledger = ledger
         self._transaction = transaction
 
+    def lessee(self, author: Author) -> str | None:
+        """Nothing is leased that nobody may run yet."""
+        return None
+
     def desk(self, id: str, author: Author, *, leasing: bool = False) -> Desk:
         """See `Sight.desk`. Nothing is leased that nobody may run yet."""
         return super().desk(id, author, leasing=leasing)

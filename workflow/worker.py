@@ -60,14 +60,17 @@ class Worker:
             house.spawn(self._listen, "listener")
 
     async def stop(self) -> None:
-        """Let hooks end within the drain; then cancel them and hand their leases back."""
+        """Let hooks end within the drain; then cancel them and hand their leases back. To cancel this
+        cuts the drain short, not the hand-backs: what is cancelled with it must not look like failures."""
         self._stopped = True
         self._work.ring()
-        await self._quiet(self._drain.total_seconds())
-        self.runner.caller.closing = True
-        for run in list(self.runner.running.values()):
-            run.call.stop()
-        await self._quiet(_HANDING_BACK)
+        try:
+            await self._quiet(self._drain.total_seconds())
+        finally:
+            self.runner.caller.closing = True
+            for run in list(self.runner.running.values()):
+                run.call.stop()
+            await self._quiet(_HANDING_BACK)
 
     async def _quiet(self, seconds: float) -> None:
         """Wait until nothing runs and no outcome is unknown, at most `seconds`."""

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from stores import batch
-from stores.batch import Batch, Looks
+from stores.batch import Batch
+from stores.looks import Looks
 from workflow.errors import StoreError, StoreUnavailable
 from workflow.record import Answer, Commit, Committed, Conflicted, Locked
 from workflow.testing.conformance.rows import NOON, commit, move

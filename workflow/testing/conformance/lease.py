@@ -68,6 +68,21 @@ class Leasing(Suite):
             assert row is not None
             assert (await done(store, move("a", 1, lease=lease_of(row)))).leased == row
 
+    async def test_a_row_that_is_only_held_is_not_told(self) -> None:
+        """`leased` is a row that was put or compared: to hold it, or let it go, is neither."""
+        async with self.opened() as store:
+            row = (await started(store, "a", queue(1))).leased
+            assert row is not None
+            assert (await done(store, touch("a", 1, held=True))).leased is None
+            assert (await done(store, move("a", 1, held=False))).leased is None
+            assert (await done(store, touch("a", 2, puts=[queue(2, absent=True)], held=True))).leased is None
+            assert (await loaded(store, "a")).effects == replace(row, held=True)
+            compared = await done(store, touch("a", 2, lease=lease_of(row), held=False))
+            assert compared.leased == row
+            put = await done(store, touch("a", 2, puts=[queue(2)], held=True))
+            assert put.leased is not None
+            assert put.leased == (await loaded(store, "a")).effects
+
     async def test_a_foreign_token_is_lost(self) -> None:
         """A settle under another token than the row's is `Lost`."""
         await self._refused(Lost(), token=OTHER)
