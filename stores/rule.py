@@ -94,5 +94,6 @@ def due_put(change: Change, put: Put, now: datetime) -> Due:
 def try_puts(commit: Commit) -> None:
     """Raises what `due_put` raises, before anything is written."""
     for change in commit.changes:
-        for put in change.puts:
-            due_put(change, put, commit.now or utcnow())
+        if change.puts:
+            for put in change.puts:
+                due_put(change, put, commit.now or utcnow())

@@ -12,10 +12,8 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import anyio
-import anyio.to_thread
 import msgspec
 from msgspec import Struct
 
@@ -28,6 +26,9 @@ from .record import Kind, Line
 from .retry import Retry
 from .spec import Callback
 from .word import Move, Then, word
+
+if TYPE_CHECKING:
+    import anyio
 
 T = TypeVar("T")
 
@@ -213,6 +214,8 @@ class Caller:
                 return call(move), None
             except BaseException as e:  # noqa: BLE001  # raised again on the loop
                 return None, e
+
+        import anyio.to_thread  # a tenth of the time of `import workflow`, and few need it
 
         if self._limiter is None:
             self._limiter = anyio.CapacityLimiter(self._threads)

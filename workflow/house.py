@@ -6,8 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-import anyio
-
 from .store import outside
 
 _PRESSING = 1.0
@@ -66,6 +64,8 @@ class House:
         loop = asyncio.get_running_loop()
         until = loop.time() + _PATIENCE
         pressing = self._press(again=False)
+        import anyio  # takes its time, once
+
         with anyio.CancelScope(shield=True):  # a cancelled scope would interrupt each turn of the loop
             while self._tasks and (now := loop.time()) < until:
                 if now >= pressing:

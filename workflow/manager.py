@@ -230,7 +230,7 @@ class Manager(Generic[S, E, C]):
             unknown = UnknownState(line.workflow, line.id, written.head.state if state is None else state)
             unknown.committed = True
             raise unknown from None
-        return Outcome(transition=line, state=now, duplicate=written.duplicate, settled=settled)
+        return Outcome(line, now, written.duplicate, settled)
 
     # --- looking ----------------------------------------------------------------------------------
 
@@ -311,6 +311,8 @@ class Manager(Generic[S, E, C]):
 
 
 def _seconds(timeout: float | timedelta) -> float:
+    if type(timeout) is float and 0.0 <= timeout <= 1e9:
+        return timeout
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"timeout must be a finite number of seconds, not {timeout}")

@@ -79,7 +79,7 @@ class Plan(Protocol):
         ...
 
 
-class Start(Struct):
+class Start(Struct, gc=False):
     """Line 1 of a new instance."""
 
     id: str
@@ -103,7 +103,7 @@ class Start(Struct):
         yield
 
 
-class Send(Struct):
+class Send(Struct, gc=False):
     """An event, and the start before it if the instance may be new."""
 
     id: str

@@ -80,7 +80,7 @@ def transition(spec: Spec[S, E, C], line: Line, context: str) -> Transition[S, E
         _STATUSES[line.status],
         line.key,
         None if line.payload is None else _value(spec.payload_codec(line.event), line.payload),
-        _value(spec.context_codec, context),
+        None if context == "null" and spec.context is None else _value(spec.context_codec, context),  # type: ignore[arg-type]
         None if line.labels is None else labels(line.labels),
         line.at,
         line.by,
