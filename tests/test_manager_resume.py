@@ -294,3 +294,26 @@ async def test_due_at_its_start(store):
             while inner(m).now() <= e.value.retry_at:  # noqa: ASYNC110  # the real clock is what is tested
                 await asyncio.sleep(0)
             assert (await m.resume()).effects == 1
+
+
+async def test_what_the_loop_is_just_taking_counts(memory, clock, monkeypatch):
+    """A claim of the loop's that is not answered yet when resume() finds nothing due any more."""
+    log, slow = Log(), asyncio.Event()
+    spec = flow(on_enter={S.B: log.failing("b", 5)}, retry=EVERY_SECOND)
+    claim = memory.claim
+
+    async def dawdling(*arguments):
+        rows = await claim(*arguments)
+        if rows:
+            slow.set()
+            await asyncio.sleep(0.05)
+        return rows
+
+    async with memory:
+        await owing(spec, memory, clock, 5)
+        monkeypatch.setattr(memory, "claim", dawdling)
+        async with Manager(spec, memory, clock=clock) as m:
+            await slow.wait()
+            resumed = await m.resume()
+            assert (resumed.effects, resumed.failed) == (5, ())
+        assert len(log) == 10

@@ -45,6 +45,8 @@ class Worker:
         """Instances that the loop is at."""
         self._witnesses: list[list[Run]] = []
         """Calls of `resume` that count what the loop takes."""
+        self._taking = asyncio.Lock()
+        """Held from a claim until its runs are known: who finds nothing due must know what others took."""
         self._work, self._beat = Bell(), Bell()
         self._stopped = False
         self._idle = False
@@ -109,9 +111,10 @@ class Worker:
             if not gone and (wake.at is None or wake.at > wake.now):
                 return wake.at or wake.now + _LATER
             await self._renew()  # the clock may have jumped: what runs here must not look abandoned
-            rows = await self._claim(free, gone, None)
-            for run in await self._begin(rows):
-                self._mind(run)
+            async with self._taking:
+                rows = await self._claim(free, gone, None)
+                for run in await self._begin(rows):
+                    self._mind(run)
             if not rows:
                 return wake.now + _SHY
 
@@ -258,8 +261,9 @@ class Worker:
         while True:
             active = [run.result for run in runs if not run.result.done()]
             free = self._concurrency - len(active)
-            rows = await self._claim_patiently(free, start) if free > 0 else ()
-            runs += await self._begin(rows)
+            async with self._taking:
+                rows = await self._claim_patiently(free, start) if free > 0 else ()
+                runs += await self._begin(rows)
             if not rows and free > 0:
                 break
             if not rows:
