@@ -176,6 +176,11 @@ class Wire:
                 await self.drop()
                 raise
 
+    async def look(self, statement: bytes, values: Sequence[Any]) -> Rows:
+        """As `run`, for one that only reads: it may be run twice, as a connection that broke while nobody
+        used it is not the caller's trouble."""
+        return await _twice(self.run, statement, values)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Together]:
         """Statements that are committed together; rolled back if the block raises or says so."""
@@ -260,17 +265,7 @@ class Pool:
     async def run(self, statement: bytes, values: Sequence[Any], *, reads: bool = True) -> Rows:
         """The rows of one statement in a transaction of its own. One that only reads may be run twice: a
         connection that broke while nobody used it is not the caller's trouble."""
-        try:
-            return await self._run(statement, values)
-        except StoreError as error:
-            if not reads or error.committed is False:
-                raise
-        await self.check()
-        try:
-            return await self._run(statement, values)
-        except StoreError as error:
-            error.committed = False  # there was nothing to write
-            raise
+        return await _twice(self._run, statement, values, self.check) if reads else await self._run(statement, values)
 
     async def _run(self, statement: bytes, values: Sequence[Any]) -> Rows:
         connection = await self.lend()
@@ -327,6 +322,26 @@ def _or_closed(work: Callable[[Connection], Awaitable[None]]) -> Callable[[Conne
     return attempt
 
 
+async def _twice(
+    run: Callable[[bytes, Sequence[Any]], Awaitable[Rows]],
+    statement: bytes,
+    values: Sequence[Any],
+    mend: Callable[[], Awaitable[None]] | None = None,
+) -> Rows:
+    try:
+        return await run(statement, values)
+    except StoreError as error:
+        if error.committed is False:
+            raise
+    if mend is not None:
+        await mend()
+    try:
+        return await run(statement, values)
+    except StoreError as error:
+        error.committed = False  # there was nothing to write
+        raise
+
+
 async def run(source: Source, connection: Connection, statement: bytes, values: Sequence[Any]) -> Rows:
     """The rows of one statement in a transaction of its own."""
     if not source.pooler:
@@ -341,7 +356,8 @@ async def run(source: Source, connection: Connection, statement: bytes, values: 
 
 async def rows_of(cursor: AsyncCursor[TupleRow]) -> Rows:
     """What a statement answered, if it answers with rows."""
-    return await cursor.fetchall() if cursor.description is not None else []
+    result = cursor.pgresult  # `description` would make an object of each column
+    return await cursor.fetchall() if result is not None and result.nfields else []
 
 
 def _named(url: str) -> str:

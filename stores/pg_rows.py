@@ -46,24 +46,24 @@ def moment(at: datetime) -> datetime:
 
 def line_of(row: Row) -> Line:
     """The line in a row of LINE columns."""
-    fields = dict(zip(LINE, row, strict=True))
-    fields["owes"] = tuple(loads(fields["owes"])) if fields["owes"] is not None else ()
-    fields["at"] = moment(fields["at"])
-    return Line(**fields)
+    values = list(row)  # columns are the record's fields, in their order
+    values[_OWES] = tuple(loads(values[_OWES])) if values[_OWES] is not None else ()
+    values[_AT] = moment(values[_AT])
+    return Line(*values)
 
 
 def head_of(row: Row) -> Head:
     """The head in a row of HEAD columns."""
     values = list(row)
     values[_STARTED], values[_CHANGED] = moment(values[_STARTED]), moment(values[_CHANGED])
-    return Head(**dict(zip(HEAD, values, strict=True)))
+    return Head(*values)
 
 
 def due_of(row: Row) -> Due:
     """The due row in a row of DUE columns."""
     values = list(row)
     values[_DUE_AT] = moment(values[_DUE_AT])
-    return Due(**dict(zip(DUE, values, strict=True)))
+    return Due(*values)
 
 
 _HEAD_END, _DUE_END = 1 + len(HEAD), 1 + len(HEAD) + len(DUE)

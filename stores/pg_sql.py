@@ -294,7 +294,7 @@ SELECT q.n, {_columns(HEAD, "h")}, {_columns(DUE, "d")}, {_columns(LINE, "l")}
   LEFT JOIN LATERAL (SELECT * FROM {{S}}.due d WHERE d.workflow = q.workflow AND d.id = q.id AND d.name = 'effects' OFFSET 0) d
     ON true
   LEFT JOIN LATERAL (SELECT * FROM {{S}}.line l WHERE l.workflow = q.workflow AND l.id = q.id AND -l.seq <= -d.seq
-                        AND l.owes IS NOT NULL ORDER BY -l.seq DESC LIMIT 2) l ON true
+                        AND l.owes IS NOT NULL AND d.seq IS NOT NULL ORDER BY -l.seq DESC LIMIT 2) l ON true
  ORDER BY q.n, l.seq"""
 """Heads (n: which of those asked for) with their effects row and the first two lines that owe; a row for each such line."""
 HISTORY: Final = f"""

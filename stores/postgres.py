@@ -58,12 +58,13 @@ class _Links:
         self.source = Source(url, pooler)
         self.keeper = Wire(self.source)
         self.wires = [Wire(self.source) for _ in range(WRITERS)]
+        self.scout = Wire(self.source)
         self.readers = Pool(self.source, READERS)
         self.guests = Pool(self.source, pool, guests=True)
         self.channel = f"enumflow_{crc32(schema.name.encode()):08x}"
         self.bell = Bell(self.source, self.channel, self.keeper, hint.ring)
         self.batch = Batch(Writer(schema, self.wires), writers=WRITERS)
-        self.looks = Looks(self._look)
+        self.looks = Looks(self._look, flights=1)
         self.name = ""
         self._schema = schema
         self._ready: asyncio.Future[None] | None = None
@@ -82,7 +83,7 @@ class _Links:
         await self.bell.listen()
 
     async def _look(self, places: Sequence[tuple[str, str]]) -> list[Loaded | None]:
-        return await load(self._schema, self.readers.run, places)
+        return await load(self._schema, self.scout.look, places)
 
     async def close(self) -> None:
         """Finish what was handed in, then close."""
@@ -94,7 +95,7 @@ class _Links:
         await self.batch.landed()
         await self.looks.landed()
         await self.bell.close()
-        for wire in (*self.wires, self.keeper):
+        for wire in (*self.wires, self.scout, self.keeper):
             await wire.drop()
         await self.readers.close()
         await self.guests.close()
@@ -106,8 +107,8 @@ class PostgresStore:
     The schema is made if it is not there. An answered commit is durable as the server is set up, and
     at least on its own disk. Needs no superuser: CREATE on the database, or on a schema that is there.
 
-    It keeps two connections that write, one that renews leases, one that listens, up to four that read, and
-    lends up to `pool` to `transaction()`. Behind a pooler that gives each transaction another
+    It keeps two connections that write, one that looks at instances, one that renews leases, one that listens,
+    up to four that read, and lends up to `pool` to `transaction()`. Behind a pooler that gives each transaction another
     connection (noticed by itself, or said by `pooler`) settings go with each transaction, and other
     processes' commits are looked for once a second instead of being heard.
     """

@@ -181,10 +181,10 @@ def line_row(line: Line, at: int) -> Row:
 
 def line_of(row: Row) -> Line:
     """The line in a row of LINE columns."""
-    fields = dict(zip(LINE, row, strict=True))
-    fields["owes"] = tuple(loads(fields["owes"])) if fields["owes"] is not None else ()
-    fields["at"] = moment(fields["at"])
-    return Line(**fields)
+    values = list(row)  # the columns are the fields of the record, in their order
+    values[_OWES] = tuple(loads(values[_OWES])) if values[_OWES] is not None else ()
+    values[-1] = moment(values[-1])
+    return Line(*values)
 
 
 def head_row(head: Head, at: int) -> Row:
@@ -199,10 +199,9 @@ def head_change(head: Head, at: int, seq: int) -> Row:
 
 def head_of(row: Row) -> Head:
     """The head in a row of HEAD columns."""
-    fields = dict(zip(HEAD, row, strict=True))
-    fields["started_at"] = moment(fields["started_at"])
-    fields["changed_at"] = moment(fields["changed_at"])
-    return Head(**fields)
+    values = list(row)
+    values[-2:] = moment(values[-2]), moment(values[-1])
+    return Head(*values)
 
 
 def due_of(row: Row) -> Due:

@@ -7,10 +7,10 @@ from enum import Enum, StrEnum
 from functools import partial
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.drawings import live, specs
 from workflow.diagram import mermaid
@@ -346,5 +346,5 @@ def test_every_edge_that_can_be_taken_is_drawn(spec: Spec[Any, Any, None]) -> No
 def test_lines_made_by_hand_need_no_below() -> None:
     """A move to the same state is marked even if the line does not say that it entered it."""
     spec = machine(Edge(S.CREATED, E.NOTE, S.CREATED), Edge(S.CREATED, E.PAY, S.PAID), Edge(S.PAID, E.PAY, S.SHIPPED), Edge(S.SHIPPED, E.PAY, S.CANCELLED), final={S.CANCELLED})  # fmt: skip
-    step = attrs.evolve(LINES[1], event=E.NOTE)
+    step = replace(LINES[1], event=E.NOTE)
     assert "created --> created : note ✓ 2" in rows(spec, history=[LINES[0], step])

@@ -4,10 +4,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.drawings import live, specs
 from workflow.errors import IllegalTransition
@@ -128,22 +128,22 @@ def test_a_tuple_of_lines_will_do() -> None:
 def test_renamed_words_count_as_what_they_are_called_now() -> None:
     """A bare old word that `renames` maps stands for its state of today."""
     old: Any = "new"
-    lines = [attrs.evolve(LINES[0], target=old), attrs.evolve(LINES[1], source=old)]
+    lines = [replace(LINES[0], target=old), replace(LINES[1], source=old)]
     assert replay(order, lines[:1]).state is S.CREATED
     assert replay(order, lines).state is S.PAID
 
 
 def test_a_word_that_the_spec_does_not_know_is_no_step() -> None:
     """A history through a state that is drawn no more stops where it enters that state."""
-    lines = [LINES[0], attrs.evolve(LINES[1], target="packed")]
+    lines = [LINES[0], replace(LINES[1], target="packed")]
     assert "line 2 (event) cannot follow, no edge takes 'pay' to 'packed'" in wrong(lines)
 
 
 def test_a_history_begins_with_its_start() -> None:
     """The first line is the start at seq 1, and there is no second."""
     assert "line 1 (event) cannot follow, its seq is 2, not 1" in wrong(LINES[1:])
-    assert "a history begins with its start" in wrong([attrs.evolve(LINES[1], seq=1)])
-    assert "line 2 (start) cannot follow, an instance starts once" in wrong([LINES[0], attrs.evolve(LINES[0], seq=2)])
+    assert "a history begins with its start" in wrong([replace(LINES[1], seq=1)])
+    assert "line 2 (start) cannot follow, an instance starts once" in wrong([LINES[0], replace(LINES[0], seq=2)])
 
 
 def test_the_start_is_not_undone() -> None:
@@ -154,7 +154,7 @@ def test_the_start_is_not_undone() -> None:
 
 def test_only_a_running_instance_takes_events() -> None:
     """Between pause and unpause no event is accepted and nothing is undone."""
-    event = attrs.evolve(LINES[11], seq=11)
+    event = replace(LINES[11], seq=11)
     assert "line 11 (timeout) cannot follow, it is paused and takes no event" in wrong([*LINES[:10], event])
     paused = line(4, "pause", S.PAID, None, S.PAID, "paused")
     undoing = line(5, "compensate", S.PAID, None, S.CREATED, undoes=2)
@@ -164,10 +164,10 @@ def test_only_a_running_instance_takes_events() -> None:
 def test_lines_of_others_are_noticed() -> None:
     """Workflow, id, time and kind must fit as well."""
     line = LINES[1]
-    assert "its workflow is 'trip', not 'order'" in wrong([LINES[0], attrs.evolve(line, workflow="trip")])
-    assert "its id is 'o-2', not 'o-1'" in wrong([LINES[0], attrs.evolve(line, id="o-2")])
-    assert "nothing is known of a kind 'migrate'" in wrong([LINES[0], attrs.evolve(line, kind="migrate")])
-    assert "is before that of the line above" in wrong([LINES[0], attrs.evolve(line, at=START)])
+    assert "its workflow is 'trip', not 'order'" in wrong([LINES[0], replace(line, workflow="trip")])
+    assert "its id is 'o-2', not 'o-1'" in wrong([LINES[0], replace(line, id="o-2")])
+    assert "nothing is known of a kind 'migrate'" in wrong([LINES[0], replace(line, kind="migrate")])
+    assert "is before that of the line above" in wrong([LINES[0], replace(line, at=START)])
 
 
 def test_an_edge_behind_an_unguarded_twin_is_never_taken() -> None:
@@ -185,7 +185,7 @@ def test_an_edge_behind_an_unguarded_twin_is_never_taken() -> None:
 def test_the_facts_are_kept_on_the_error() -> None:
     """The error holds the state before the line, its event, and what that state accepts."""
     with pytest.raises(IllegalTransition) as caught:
-        replay(order, [*LINES[:3], attrs.evolve(LINES[3], event=E.PAY)])
+        replay(order, [*LINES[:3], replace(LINES[3], event=E.PAY)])
     error = caught.value
     assert (error.id, error.state, error.event, error.available) == ("o-1", S.PAID, E.PAY, (E.SHIP, E.NOTE))
     assert error.committed is False
@@ -345,7 +345,7 @@ def test_a_corrupted_line_is_noticed_and_named(field: str, walk: Walk, dice: Any
     """Any one field changed into what it cannot be is reported, at that very line and not at a later one."""
     for at, line in enumerate(walk.lines):
         value = dice.choice([v for v in others(walk, field) if v != getattr(line, field)])
-        found = attrs.evolve(line, **{field: value})
+        found = replace(line, **{field: value})
         if not legal(walk, line, field, found):
             with pytest.raises(IllegalTransition, match=rf"line {at + 1} \("):
                 replay(walk.spec, [*walk.lines[:at], found, *walk.lines[at + 1 :]])

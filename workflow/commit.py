@@ -24,7 +24,7 @@ from .ledger import FIRST_PAUSE, Ledger, took
 from .plan import Decided, Plan
 from .queue import Held
 from .record import Answer, Commit, Committed, Duplicate, Loaded, Locked
-from .sight import LONGEST_PAUSE, Written, context_after, stamped, stamped_line
+from .sight import LONGEST_PAUSE, Written, context_after, stamped_line
 from .store import Store
 
 TRIES = 20
@@ -211,7 +211,7 @@ class Writer(Ledger):
 
     def _landed(self, decided: Decided, loaded: Loaded | None, answer: Committed) -> Written:
         """The plan is durable: what is known now."""
-        head = stamped(decided.head, answer.at)
+        head = decided.head
         line = msgspec.structs.replace(decided.line, at=answer.at)
         seen = None if loaded is None else loaded.effects
         puts = decided.change.puts

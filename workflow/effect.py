@@ -22,7 +22,7 @@ from .kernel import Author
 from .ledger import Ledger, took
 from .queue import Desk, Fault, Held, Step
 from .record import QUEUE, Answer, Committed, Due, Head, Loaded, Status
-from .sight import stamped, stamped_line, think
+from .sight import stamped_line, think
 
 _log = logging.getLogger("enumflow")
 _TRACEBACK = 4000
@@ -243,7 +243,7 @@ class Runner:
 
     async def _after(self, run: Run, held: Held, report: Report, step: Step, answer: Committed) -> Held | Result:
         """The step is durable: the queue as it is then."""
-        head = stamped(step.head, answer.at) if step.lines else held.head
+        head = step.head if step.lines else held.head
         put = step.put
         if step.fault is not None:
             if put is not None and put.held:

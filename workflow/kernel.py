@@ -233,40 +233,42 @@ def moved(
     stored = changed or bool(owes)
     status = "finished" if spec.is_final(arc.target) else "running"
     context_seq = seq if stored else head.context_seq
-    line = Line(
-        workflow=head.workflow,
-        id=head.id,
-        seq=seq,
-        kind="event",
-        source=arc.source,
-        event=arc.event,
-        target=arc.target,
-        status=status,
-        commit_id=author.commit_id,
-        by=author.token,
-        context_seq=context_seq,
-        key=key,
-        payload=payload,
-        context=after if stored else None,
-        below=None if arc.stay else head.top,
-        owes=owes,
-        chain=chain,
-        version=author.version,
+    line = Line(  # by place, here and below: names would cost five times as much
+        head.workflow,
+        head.id,
+        seq,
+        "event",
+        arc.source,
+        arc.event,
+        arc.target,
+        status,
+        author.commit_id,
+        author.token,
+        context_seq,
+        key,
+        payload,
+        after if stored else None,
+        None,  # labels
+        None,  # goal
+        None if arc.stay else head.top,
+        None,  # undoes
+        owes,
+        chain,
+        author.version,
     )
     return line, Head(
-        workflow=head.workflow,
-        id=head.id,
-        seq=seq,
-        state=arc.target,
-        status=status,
-        context=after,
-        context_seq=context_seq,
-        top=head.top if arc.stay else seq,
-        goal=head.goal,
-        labels=head.labels,
-        version=author.version,
-        started_at=head.started_at,
-        changed_at=head.changed_at,
+        head.workflow,
+        head.id,
+        seq,
+        arc.target,
+        status,
+        after,
+        context_seq,
+        head.top if arc.stay else seq,
+        head.goal,
+        head.labels,
+        None,  # reason
+        author.version,
     )
 
 

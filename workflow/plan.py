@@ -200,4 +200,4 @@ class Compensate(Struct):
 
 
 def _appended(seq: int, lines: tuple[Line, ...], head: Head, puts: tuple[Put, ...]) -> Change:
-    return Change(workflow=head.workflow, id=head.id, seq=seq, lines=lines, head=head, puts=puts)
+    return Change(head.workflow, head.id, seq, lines, head, None, puts)

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, Generic, TypeAlias
 
-from attrs import frozen
 from msgspec import Struct
 from typing_extensions import TypeVar
 
@@ -59,7 +58,7 @@ class Kind(StrEnum):
 # `gc=False`: no row can be part of a cycle, and thousands are made each second.
 
 
-class Head(Struct, frozen=True, kw_only=True, gc=False):
+class Head(Struct, frozen=True, gc=False):
     """The present of one instance. `replay` of its lines gives it again."""
 
     workflow: str
@@ -82,11 +81,12 @@ class Head(Struct, frozen=True, kw_only=True, gc=False):
     """Why the status is what it is."""
     version: int = 1
     """Spec.version of the last writer."""
+    # The store stamps what it keeps; a head that was just made, or kept in memory, has no times.
     started_at: datetime = UNSTAMPED
     changed_at: datetime = UNSTAMPED
 
 
-class Line(Struct, frozen=True, kw_only=True, gc=False):
+class Line(Struct, frozen=True, gc=False):
     """One line of an instance's history; written once, never changed."""
 
     workflow: str
@@ -128,7 +128,7 @@ class Line(Struct, frozen=True, kw_only=True, gc=False):
     at: datetime = UNSTAMPED
 
 
-class Due(Struct, frozen=True, kw_only=True, gc=False):
+class Due(Struct, frozen=True, gc=False):
     """Work with a time. The row named `effects` is the place in the instance's queue of effects."""
 
     workflow: str
@@ -150,7 +150,7 @@ class Due(Struct, frozen=True, kw_only=True, gc=False):
     """JSON, the engine's own."""
 
 
-class Put(Struct, frozen=True, kw_only=True, gc=False):
+class Put(Struct, frozen=True, gc=False):
     """A due row to write. Its time is `at`, or `wait` after the time of the commit."""
 
     name: str
@@ -176,7 +176,7 @@ class Lease(Struct, frozen=True, gc=False):
     attempt: int
 
 
-class Change(Struct, frozen=True, kw_only=True, gc=False):
+class Change(Struct, frozen=True, gc=False):
     """What one commit does to one instance."""
 
     workflow: str
@@ -194,7 +194,7 @@ class Change(Struct, frozen=True, kw_only=True, gc=False):
     """When set, all due rows of the instance, those just put included, become held or free."""
 
 
-class Commit(Struct, frozen=True, kw_only=True, gc=False):
+class Commit(Struct, frozen=True, gc=False):
     """All of it or nothing. Appended again under the same `id`, it is done once."""
 
     id: str
@@ -296,8 +296,7 @@ class Query(Struct, frozen=True, kw_only=True, gc=False):
 # --- what people read -----------------------------------------------------------------------------
 
 
-@frozen
-class Transition(Generic[S, E, C]):
+class Transition(Struct, Generic[S, E, C], frozen=True):
     """One line of history with enum members and decoded values.
 
     A word that the spec no longer knows is given bare, as a `str`. `context` is the one in force
@@ -325,8 +324,7 @@ class Transition(Generic[S, E, C]):
     """For a line that enters a state: the line of the entry under it on the stack of entries."""
 
 
-@frozen
-class Instance(Generic[S, C]):
+class Instance(Struct, Generic[S, C], frozen=True):
     """The present of one run."""
 
     workflow: str
@@ -341,8 +339,7 @@ class Instance(Generic[S, C]):
     reason: str | None
 
 
-@frozen
-class Outcome(Generic[S, E, C]):
+class Outcome(Struct, Generic[S, E, C], frozen=True):
     """What `start`, `send` and `compensate` answer.
 
     `state` is the state when answered, after the events that hooks returned. `duplicate`: the key
@@ -355,8 +352,7 @@ class Outcome(Generic[S, E, C]):
     settled: bool
 
 
-@frozen
-class Stuck:
+class Stuck(Struct, frozen=True):
     """An instance that does not go on by itself, and why. `state` is the bare word."""
 
     workflow: str
@@ -367,8 +363,7 @@ class Stuck:
     changed_at: datetime
 
 
-@frozen
-class Resumed:
+class Resumed(Struct, frozen=True):
     """What one `resume()` did: effects settled, timers fired, ids that it could not finish."""
 
     effects: int

@@ -130,7 +130,7 @@ class Sight:
     def commit(self, change: Change, commit_id: str) -> Commit:
         """The change as a commit of its own."""
         now = self.now() if self.own_clock else None
-        return Commit(id=commit_id, token=self.incarnation.token, changes=(change,), now=now)
+        return Commit(commit_id, self.incarnation.token, (change,), now)
 
     async def consider(self, plan: Plan, deciding: Deciding, deadline: float) -> Decision:
         """Guards may take what time the caller has, but a moment in any case."""
@@ -221,13 +221,6 @@ def _cancelled() -> bool:
     """Was this task cancelled, or did somebody only raise as if?"""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def stamped(head: Head, at: datetime) -> Head:
-    """The head as the store keeps it."""
-    if head.started_at is UNSTAMPED:
-        return msgspec.structs.replace(head, changed_at=at, started_at=at)
-    return msgspec.structs.replace(head, changed_at=at)
 
 
 def stamped_line(line: Line, at: datetime) -> Line:

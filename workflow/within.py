@@ -17,7 +17,7 @@ from .ledger import Ledger
 from .plan import Decided, Plan
 from .queue import Desk
 from .record import Committed, Duplicate, Loaded, Locked
-from .sight import Sight, Written, context_after, stamped
+from .sight import Sight, Written, context_after
 from .store import Store, Transaction, Transactional
 
 _TRIES = 2
@@ -115,7 +115,7 @@ def _landed(decided: Decided, loaded: Loaded | None, answer: Committed) -> Writt
     """The plan stands, if the transaction will."""
     line = msgspec.structs.replace(decided.line, at=answer.at)
     owed = bool(decided.change.puts) or (loaded is not None and loaded.effects is not None)
-    return Written(line, context_after(decided, line), stamped(decided.head, answer.at), settled=not owed)
+    return Written(line, context_after(decided, line), decided.head, settled=not owed)
 
 
 def _left(deadline: float) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import evolve
+from msgspec.structs import replace
 
 from tests.crash import place
 from tests.crash.play import EPOCH, LEASE, Cast, Scene, set_scene, spec
@@ -97,7 +97,7 @@ async def _whole(folder: Path) -> tuple[dict[str, list[Any]], set[str]]:
 
 def _bare(line: Any) -> Any:
     """A line without the time and the hand that wrote it."""
-    return evolve(line, at=EPOCH, by="")
+    return replace(line, at=EPOCH, by="")
 
 
 async def _recovered(folder: Path, passed: Trace, whole: dict[str, list[Any]], owed: set[str]) -> None:

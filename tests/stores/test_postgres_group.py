@@ -178,17 +178,17 @@ async def test_settles_go_through_the_same_groups(store, flights):
 
 
 async def test_loads_are_grouped(store, monkeypatch):
-    """What is asked for while two looks are under way is looked for together in the next."""
+    """What is asked for while a look is under way is looked for together in the next."""
     await started(store, "a")
     asked: list[int] = []
-    pool = store._use().readers
-    run = pool.run
+    scout = store._use().scout
+    run = scout.run
 
-    async def counted(statement: bytes, values: Sequence[Any], **more: Any) -> Any:
+    async def counted(statement: bytes, values: Sequence[Any]) -> Any:
         asked.append(len(values[0]))
-        return await run(statement, values, **more)
+        return await run(statement, values)
 
-    monkeypatch.setattr(pool, "run", counted)
+    monkeypatch.setattr(scout, "run", counted)
     found = await asyncio.gather(*(store.load(FLOW, ["a", f"no-{n}"]) for n in range(50)))
     assert all(a is not None and none is None for a, none in found)
     assert sum(asked) == 100
