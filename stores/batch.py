@@ -26,7 +26,7 @@ HEAVIEST = 4 << 20
 """Characters of payloads and contexts after which a transaction takes no more."""
 RETRIES = 32
 """Most commits in one transaction whose instances were held by others the last time."""
-SPLIT = 16
+SPLIT = 64
 """So many waiting commits are worth the round trip of a second writer."""
 BOUND = 8192
 """Commits that may wait; who comes later waits for room."""

@@ -63,7 +63,9 @@ class _Links:
         self.guests = Pool(self.source, pool, guests=True)
         self.channel = f"enumflow_{crc32(schema.name.encode()):08x}"
         self.bell = Bell(self.source, self.channel, self.keeper, hint.ring)
-        self.batch = Batch(Writer(schema, self.wires), writers=WRITERS)
+        self.batch = Batch(self._write, writers=WRITERS)
+        self._hint = hint
+        self._writer = Writer(schema, self.wires)
         self.looks = Looks(self._look, flights=1)
         self.name = ""
         self._schema = schema
@@ -81,6 +83,17 @@ class _Links:
         await self.readers.open()
         await self.guests.open()
         await self.bell.listen()
+
+    async def _write(self, writer: int, commits: Sequence[Commit], timeout: float | None) -> Sequence[Answer | None]:
+        try:
+            return await self._writer(writer, commits, timeout)
+        finally:
+            self.tell()
+
+    def tell(self) -> None:
+        """Wake those who wait for commits, here and elsewhere."""
+        self._hint.ring()
+        self.bell.ring()
 
     async def _look(self, places: Sequence[tuple[str, str]]) -> list[Loaded | None]:
         return await load(self._schema, self.scout.look, places)
@@ -166,16 +179,7 @@ class PostgresStore:
         links = self._use()
         for commit in commits:
             try_puts(commit)  # first: of a call that holds a time beyond all calendars nothing is written
-        if not commits:
-            return ()
-        try:
-            return await links.batch.append(commits, timeout)
-        finally:
-            self._committed(links)
-
-    def _committed(self, links: _Links) -> None:
-        self._hint.ring()
-        links.bell.ring()
+        return await links.batch.append(commits, timeout) if commits else ()
 
     async def claim(
         self,
@@ -218,7 +222,7 @@ class PostgresStore:
             async with begun(self, self._schema, links.guests, links.source.where) as transaction:
                 yield transaction
         finally:  # who was cancelled at its end has committed all the same
-            self._committed(links)
+            links.tell()
 
     def joined(self, connection: object) -> PostgresTransaction:
         """See `Transactional.joined`: an `AsyncConnection` of psycopg's to the database that the schema is in."""

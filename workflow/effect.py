@@ -15,6 +15,7 @@ from datetime import datetime
 from msgspec import Struct
 
 from . import queue
+from .alarm import Alarm, wake
 from .call import Call, Caller, Changes, Did, Failed, Only, Report, Stopped, Unknown, patient, pause_after
 from .codec import Unstorable, clean, said
 from .errors import InvalidContext, StoreError, StoreUnavailable
@@ -53,9 +54,10 @@ class Result(Struct, frozen=True):
 class Run:
     """A queue in work."""
 
-    __slots__ = ("_sender", "call", "done", "head", "id", "lost", "result")
+    __slots__ = ("_alarm", "_sender", "call", "done", "head", "id", "lost", "result")
 
-    def __init__(self, id: str, head: Head) -> None:
+    def __init__(self, id: str, head: Head, alarm: Alarm) -> None:
+        self._alarm = alarm
         self.id = id
         self.head = head
         self.call = Call()
@@ -69,13 +71,10 @@ class Run:
         touch the run."""
         if self.result.done():
             return
-        loop = asyncio.get_running_loop()
-        waiter = self._sender = loop.create_future()
-        timer = loop.call_at(deadline, _wake, waiter)
+        waiter = self._sender = asyncio.get_running_loop().create_future()
         try:
-            await waiter
+            await self._alarm.wait(waiter, deadline)
         finally:
-            timer.cancel()
             self._sender = None
 
     def end(self, result: Result) -> None:
@@ -83,12 +82,7 @@ class Run:
         if not self.result.done():
             self.result.set_result(result)
         if self._sender is not None:
-            _wake(self._sender)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+            wake(self._sender)
 
 
 class Runner:
@@ -98,6 +92,7 @@ class Runner:
         self.ledger = ledger
         self.spec = ledger.spec
         self.caller = caller
+        self._alarm = Alarm()
         self.running: dict[str, Run] = {}
         self.began: Callable[[], None] = lambda: None
         """Told when a run begins; set by `worker`."""
@@ -109,7 +104,7 @@ class Runner:
     def start(self, held: Held) -> Run:
         """Run this queue in a task of the house."""
         id = held.head.id
-        run = Run(id, held.head)
+        run = Run(id, held.head, self._alarm)
         if self.ledger.house.shut:  # the move stands; whoever comes next finds its effects due
             run.result.set_result(Result(held.head))
             return run

@@ -152,23 +152,15 @@ def owe(lessee: str | None, lease: timedelta, lines: Sequence[Line], seen: Due |
         return ()
     if seen is not None or lessee is None:
         return (Put(name=QUEUE, seq=first.seq, version=first.version, absent=True),)
-    mine = Put(name=QUEUE, seq=first.seq, attempt=1, version=first.version, token=lessee, wait=lease, absent=True)
-    return (mine,)
+    return (Put(QUEUE, first.seq, 0, 1, first.version, lessee, False, None, lease, None, True),)
 
 
 def change(before: Held, step: Step) -> Change:
     """The step as one change of the contract."""
-    return Change(
-        workflow=before.head.workflow,
-        id=before.head.id,
-        seq=before.head.seq,
-        lines=step.lines,
-        head=step.head if step.lines else None,
-        lease=lease_of(before.due),
-        puts=() if step.put is None else (step.put,),
-        drops=(QUEUE,) if step.put is None else (),
-        held=step.held,
-    )
+    drops, puts = ((QUEUE,), ()) if step.put is None else ((), (step.put,))
+    head, lease = step.head if step.lines else None, lease_of(before.due)
+    now = before.head
+    return Change(now.workflow, now.id, now.seq, step.lines, head, lease, puts, drops, step.held)
 
 
 # --- the owner's steps ----------------------------------------------------------------------------
