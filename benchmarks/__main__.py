@@ -23,7 +23,7 @@ from . import database, engine, ours, peer, plot, processes, report, run
 from .bare import memory, postgres, sqlite
 from .book import Book
 from .case import MEMORY, POSTGRES, SQLITE, Case, Missing, Stage
-from .growth import QUICK, Probe, Size, history, idle, instances, parked, resume
+from .growth import QUICK, Probe, Size, history, idle, instances, lateness, parked, resume, timers
 from .machine import PROMISES, facts
 from .pace import Pace
 from .target import verdicts
@@ -36,8 +36,10 @@ PROBES = (
     Probe("growth: history", history.measure),
     Probe("growth: instances", instances.measure),
     Probe("growth: resume", resume.measure),
+    Probe("growth: timers", timers.measure),
     Probe("growth: parked instances", parked.measure),
     Probe("idle manager", idle.measure),
+    Probe("timer lateness", lateness.measure),
 )
 
 

@@ -26,7 +26,7 @@ from .case import (
     SQLITE,
     named,
 )
-from .growth import Size
+from .growth import CLAIM, NEXT_DUE, Size
 from .peer import DBOS, STATEMACHINE, TRANSITIONS
 
 Values = Callable[[Book], list[float]]
@@ -145,7 +145,20 @@ def _grown(size: Size) -> Iterator[Target]:
         what = f"{store}, resume with {size.waiting:,} waiting, {size.due:,} due"
         yield Target(what, figure(f"s: resume, {store}"), 2, 0.5, "s", most=True)
     for store in stores:
+        for what, most, aim in ((NEXT_DUE, 1, 0.5), (CLAIM, 5, 2.5)):
+            values = figure(f"ms: {what} at {size.timers:,} timers, {store}")
+            yield Target(f"{store}, {what} at {size.timers:,} timers", values, most, aim, "ms", most=True)
+    for store in stores:
         yield Target(f"{store}, idle manager", figure(f"queries/s: idle, {store}"), 1, 0.1, "/s", most=True)
+    many, seconds = size.delays
+    for store in (MEMORY, *stores):
+        what = f"p99 lateness of {many:,} timers over {seconds:g} s"
+        yield Target(f"{store}, {what}", figure(f"ms: {what}, {store}"), 50, 20, "ms", most=True)
+        what = f"{many:,} timers at one instant"
+        yield Target(f"{store}, {what}", figure(f"s: {what}, {store}"), 1, 0.5, "s", most=True)
+    for store, most in ((SQLITE, 2), (POSTGRES, 1)):
+        what = f"{store}, a killed process's work is taken over"
+        yield Target(what, figure(f"s: takeover, {store}"), most, most / 2, "s", most=True)
     few, many = size.parked
     what = f"memory of a parked instance, {few:,} → {many:,}"
     yield Target(what, figure("bytes: parked instance"), 1, 1, "bytes", most=True)

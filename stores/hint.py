@@ -11,7 +11,7 @@ class Hint:
     __slots__ = ("_waiting",)
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # in order of arrival, not by chance
 
     def ring(self) -> None:
         """Wake everybody. Costs nothing when nobody waits."""
@@ -22,9 +22,9 @@ class Hint:
     async def wait(self, timeout: float) -> bool:
         """True when it rang since the call, False after `timeout` seconds."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiter)
+        self._waiting[waiter] = None
         try:
             done, _ = await asyncio.wait((waiter,), timeout=timeout)
         finally:
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
         return bool(done)

@@ -73,9 +73,9 @@ class Joint:
         await self._part(_nothing)
         return True
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """See `Transaction.load`."""
-        return await self._part(seek.peek, [(workflow, id) for id in ids])
+        return await self._part(seek.peek_rows if rows else seek.peek, [(workflow, id) for id in ids])
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         """See `Transaction.history`."""

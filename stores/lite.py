@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -27,7 +28,7 @@ from workflow.record import (
 
 from . import sql
 from .link import code, translated
-from .rule import compared, due_put, placed
+from .rule import compared, due_put, placed, urgency
 
 PATIENCE = 0.05
 """Seconds that a thread waits for another process: no longer, since others wait for the thread."""
@@ -156,7 +157,7 @@ def _landed(cursor: sqlite3.Cursor, commit: Commit) -> Committed | None:
     for change in commit.changes:
         row = _fetch(cursor, sql.GET_LINE, change.workflow, change.id, change.seq + 1) if change.lines else None
         if row is not None and (line := sql.line_of(row)).commit_id == commit.id:
-            effects = _effects(cursor, commit.changes[0])
+            effects = _due(cursor, commit.changes[0], QUEUE)
             return Committed(line.at, effects if effects is not None and effects.token == commit.token else None)
     return None
 
@@ -164,12 +165,15 @@ def _landed(cursor: sqlite3.Cursor, commit: Commit) -> Committed | None:
 def _apply(cursor: sqlite3.Cursor, commit: Commit, change: Change, now: datetime) -> tuple[int, Due | None]:
     """Do a change; its stamp, and the effects row if that is left leased to the committer."""
     stamp = _move(cursor, commit, change, sql.micros(now))
-    effects = None
-    if change.lease is not None:
-        effects = _effects(cursor, change)
-        refusal = compared(effects, change.lease)
+    effects, lease = None, change.lease
+    if lease is not None:
+        row = _due(cursor, change, lease.name)
+        refusal = compared(row, lease)
         if refusal is not None:
             raise _Refused(refusal, dirty=change.head is not None)
+        effects = row if lease.name == QUEUE else None
+    if change.erase:
+        cursor.execute(sql.ERASE_LINES, (change.workflow, change.id, change.seq))
     effects = _schedule(cursor, change, effects, now)
     return stamp, effects if effects is not None and effects.token == commit.token else None
 
@@ -219,7 +223,7 @@ def _key_seen(cursor: sqlite3.Cursor, commit: Commit, change: Change) -> Duplica
 
 
 def _schedule(cursor: sqlite3.Cursor, change: Change, effects: Due | None, now: datetime) -> Due | None:
-    """Drop, put, hold. `effects` is the row that the change compared; answers what became of it."""
+    """Drop, put, hold. `effects` is the effects row if the change compared it; answers what became of it."""
     for name in change.drops:
         cursor.execute(sql.DROP_DUE, (change.workflow, change.id, name))
         effects = None if name == QUEUE else effects
@@ -233,8 +237,8 @@ def _schedule(cursor: sqlite3.Cursor, change: Change, effects: Due | None, now: 
     return effects
 
 
-def _effects(cursor: sqlite3.Cursor, change: Change) -> Due | None:
-    row = _fetch(cursor, sql.GET_DUE, change.workflow, change.id, QUEUE)
+def _due(cursor: sqlite3.Cursor, change: Change, name: str) -> Due | None:
+    row = _fetch(cursor, sql.GET_DUE, change.workflow, change.id, name)
     return sql.due_of(row) if row is not None else None
 
 
@@ -264,7 +268,7 @@ def claim(
         rows.update(db.execute(sql.RIPE_DUE, (workflow, sql.micros(now), version, limit)))
         for gone in dead:
             rows.update(db.execute(sql.ORPHAN_DUE, (workflow, gone, version, limit)))
-    first = sorted((sql.due_of(row) for row in rows), key=_time)[:limit]
+    first = sorted((sql.due_of(row) for row in rows), key=partial(urgency, dead))[:limit]
     for row in first:
         db.execute(sql.LEASE_DUE, (token, sql.micros(until), row.workflow, row.id, row.name))
     end(db)
@@ -285,7 +289,3 @@ def renew(
     lost = frozenset(row for row in rows if not db.execute(sql.RENEW_DUE, (until, *row, token)).rowcount)
     end(db)
     return Renewed(lost, now)
-
-
-def _time(row: Due) -> tuple[datetime, str, str, str]:
-    return row.at, row.workflow, row.id, row.name

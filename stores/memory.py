@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -43,6 +44,7 @@ from .rule import (
     not_open,
     placed,
     try_puts,
+    urgency,
 )
 
 FEED = "memory"
@@ -117,7 +119,7 @@ class MemoryStore:
         now = commit.now or utcnow()
         first = changes[0]
         due = self._instances[first.workflow, first.id].due
-        told = first.lease is not None or (first.puts and _puts(first, due))
+        told = (first.lease is not None and first.lease.name == QUEUE) or (first.puts and _puts(first, due))
         at = self._apply(first, now) if len(changes) == 1 else self._apply_all(changes, now)
         after = due.get(QUEUE) if told else None
         return Committed(at, after if after is not None and after.token == commit.token else None)
@@ -133,7 +135,7 @@ class MemoryStore:
                     return Duplicate(known)
         if instance.seq != change.seq:
             return _CONFLICTED
-        return compared(instance.due.get(QUEUE), change.lease) if change.lease is not None else None
+        return compared(instance.due.get(change.lease.name), change.lease) if change.lease is not None else None
 
     def _landed(self, commit: Commit) -> Committed | None:
         """The answer if one of its changes, and so all of them, was written before."""
@@ -157,6 +159,8 @@ class MemoryStore:
     def _apply(self, change: Change, now: datetime) -> datetime:
         instance = self._instances[change.workflow, change.id]
         stamp = now if instance.head is None else max(now, instance.head.changed_at)
+        if change.erase:
+            self._erase(change, instance)
         if change.head is not None:
             self._write(instance, change.head, change.lines, stamp)
         for name in change.drops:
@@ -183,6 +187,14 @@ class MemoryStore:
         started = stamp if instance.head is None else instance.head.started_at
         instance.head = replace(head, started_at=started, changed_at=stamp)
 
+    def _erase(self, change: Change, instance: _Instance) -> None:
+        instance.lines = [replace(line, payload=None, context=None, reason=None) for line in instance.lines]
+        instance.keys = {line.key: line for line in instance.lines if line.key is not None}
+        place, feed = placed(change), self._feed
+        for n, line in enumerate(feed):
+            if (line.workflow, line.id) == place:
+                feed[n] = instance.lines[line.seq - 1]
+
     def _put(self, instance: _Instance, row: Due) -> None:
         self._drop(instance, row.name)
         instance.due[row.name] = row
@@ -196,10 +208,15 @@ class MemoryStore:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """See `Store.load`."""
         self._check()
-        return [self._loaded(self._instances.get((workflow, id))) for id in ids]
+        found = [self._loaded(self._instances.get((workflow, id))) for id in ids]
+        return found if not rows else [None if each is None else self._with_rows(each) for each in found]
+
+    def _with_rows(self, loaded: Loaded) -> Loaded:
+        due = self._instances[loaded.head.workflow, loaded.head.id].due
+        return replace(loaded, rows=tuple(due[name] for name in sorted(due)))
 
     def _loaded(self, instance: _Instance | None) -> Loaded | None:
         if instance is None or instance.head is None:
@@ -266,7 +283,7 @@ class MemoryStore:
         for agenda in self._known(workflows):
             for row in (*agenda.due(now, limit), *agenda.owned(dead)):
                 found[row.workflow, row.id, row.name] = row
-        first = sorted(found.values(), key=_time)[:limit]
+        first = sorted(found.values(), key=partial(urgency, dead))[:limit]
         return [self._lease(row, token, now + lease) for row in first]
 
     def _lease(self, row: Due, token: str, until: datetime) -> Due:
@@ -314,7 +331,3 @@ def _puts(change: Change, due: Mapping[str, Due]) -> bool:
     """Will the change put the effects row among these?"""
     there = QUEUE in due and QUEUE not in change.drops
     return any(put.name == QUEUE and not (put.absent and there) for put in change.puts)
-
-
-def _time(row: Due) -> tuple[datetime, str, str, str]:
-    return row.at, row.workflow, row.id, row.name

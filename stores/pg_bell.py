@@ -45,12 +45,16 @@ class Bell:
         if self._teller is None and not self._closing.is_set():
             self._teller = _apart(self._tell())
 
+    async def announce(self, wire: Wire | None = None) -> None:
+        """Tell the others, now."""
+        with suppress(StoreError):  # who waits looks again at its ceiling
+            await (wire or self._wire).run(pg_sql.NOTIFY.encode(), (self._channel, self._name))
+
     async def _tell(self) -> None:
         try:
             while self._due:
                 self._due = False
-                with suppress(StoreError):  # who waits looks again at its ceiling
-                    await self._wire.run(pg_sql.NOTIFY.encode(), (self._channel, self._name))
+                await self.announce()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(APART):
                         await self._closing.wait()

@@ -34,7 +34,7 @@ def due_known(commit: Commit, change: Change, time: datetime, *, wrote: bool | N
 def due_unknown(commit: Commit, change: Change, *, wrote: bool | None) -> bool:
     """Did a done change leave a row of the committer's as it was, so that only a look can tell it?"""
     lease = change.lease
-    if lease is None or lease.token != commit.token or QUEUE in change.drops:
+    if lease is None or lease.name != QUEUE or lease.token != commit.token or QUEUE in change.drops:
         return False
     return all(put.name != QUEUE or (put.absent and not wrote) for put in change.puts)
 
@@ -67,6 +67,7 @@ def due_of(row: Row) -> Due:
 
 
 _HEAD_END, _DUE_END = 1 + len(HEAD), 1 + len(HEAD) + len(DUE)
+_LINE_END = _DUE_END + len(LINE)
 
 
 def loaded_of(rows: Sequence[Row], count: int) -> list[Loaded | None]:
@@ -81,6 +82,17 @@ def loaded_of(rows: Sequence[Row], count: int) -> list[Loaded | None]:
             found[place] = Loaded(head_of(row[1:_HEAD_END]), effects, queue)
         else:
             found[place] = msgspec.structs.replace(before, queue=(*before.queue, line_of(row[_DUE_END:])))
+    return found
+
+
+def loaded_rows_of(rows: Sequence[Row], count: int) -> list[Loaded | None]:
+    """What LOAD_ROWS found for each of `count` places."""
+    found = loaded_of([row[:_LINE_END] for row in rows], count)
+    for row in rows:
+        loaded = found[int(row[0]) - 1]
+        if loaded is not None and not loaded.rows and row[_LINE_END] is not None:
+            due = tuple(due_of(each) for each in zip(*row[_LINE_END:], strict=True))
+            found[int(row[0]) - 1] = msgspec.structs.replace(loaded, rows=due)
     return found
 
 

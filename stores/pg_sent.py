@@ -82,6 +82,9 @@ class _Rare(Struct, omit_defaults=True, gc=False):
     """Is the effects row put only if it is absent?"""
     owner: str | None = None
     """Whose lease is expected, if not the writer's; empty: nobody's."""
+    leased: str | None = None
+    """Which due row is compared, if not the effects row."""
+    erase: bool | None = None
 
 
 class Sent(
@@ -197,6 +200,12 @@ def _sent(n: int, commit: Commit, change: Change, by: str) -> Sent:
         if lease.token != by:
             rare = sent.rare = sent.rare or _Rare()
             rare.owner = lease.token or ""
+        if lease.name != QUEUE:
+            rare = sent.rare = sent.rare or _Rare()
+            rare.leased = lease.name
+    if change.erase:
+        rare = sent.rare = sent.rare or _Rare()
+        rare.erase = True
     if settles(change):
         sent.drops = _ENDS
     elif leases(change, by):
@@ -210,15 +219,16 @@ def plain(change: Change, by: str) -> bool:
     """Is it what PLAIN writes?"""
     if change.head is None:
         return settles(change)
-    if not change.seq or len(change.lines) > 1 or change.lease is not None:
+    if not change.seq or len(change.lines) > 1 or change.lease is not None or change.erase:
         return False
     return leases(change, by) or not (change.puts or change.drops or change.held is not None)
 
 
 def settles(change: Change) -> bool:
     """Is it no more than the end of a queue?"""
-    ends = change.head is None and change.lease is not None and change.drops == (QUEUE,)
-    return ends and not change.puts and change.held is None
+    lease = change.lease
+    ends = change.head is None and lease is not None and lease.name == QUEUE and change.drops == (QUEUE,)
+    return ends and not (change.puts or change.erase) and change.held is None
 
 
 def leases(change: Change, by: str) -> bool:

@@ -17,10 +17,14 @@ _JSON = frozenset({"payload", "context", "labels", "owes", "body"})
 
 
 def _columns(fields: Sequence[str], table: str = "") -> str:
+    return ", ".join(_each(fields, table))
+
+
+def _each(fields: Sequence[str], table: str) -> list[str]:
     """The fields as they are read: JSON as text and ids of commits as hex digits, as they were given."""
     before = f"{table}." if table else ""
     forms = {"commit_id": "replace({}::text, '-', '')"} | dict.fromkeys(_JSON, "{}::text")
-    return ", ".join(forms.get(field, "{}").format(f'{before}"{field}"') for field in fields)
+    return [forms.get(field, "{}").format(f'{before}"{field}"') for field in fields]
 
 
 # --- commits ----------------------------------------------------------------------------------------
@@ -65,6 +69,8 @@ _LEASE = """g.w, g.i, 'effects', g.time + make_interval(secs => g.a), g.z, 0, 1,
 """The usual row of effects, put where there is none: the line's first, leased by the writer for `a` seconds."""
 _OWNER = "CASE WHEN r.r->>'owner' IS NULL THEN $2 ELSE nullif(r.r->>'owner', '') END"
 """Whose lease is expected: the writer's, unless the row says otherwise ('': nobody's)."""
+_LEASED = "coalesce(r.r->>'leased', 'effects')"
+"""Which due row is compared."""
 _PUT_VALUES = "w, i, name, at, seq, number, attempt, version, token, coalesce(hold, held, false), body::json"
 
 GROUP: Final = f"""
@@ -76,7 +82,7 @@ WITH judged AS MATERIALIZED (
     LEFT JOIN LATERAL (SELECT h.ctid AS at, h.seq, h.changed_at FROM {{S}}.head h
                         WHERE h.workflow = r.w AND h.id = r.i FOR NO KEY UPDATE SKIP LOCKED) h ON true
     LEFT JOIN LATERAL (SELECT d.seq, d.number, d.attempt, d.token FROM {{S}}.due d
-                        WHERE r.ls IS NOT NULL AND d.workflow = r.w AND d.id = r.i AND d.name = 'effects'
+                        WHERE r.ls IS NOT NULL AND d.workflow = r.w AND d.id = r.i AND d.name = {_LEASED}
                           FOR UPDATE SKIP LOCKED) d ON true
     LEFT JOIN LATERAL (SELECT true AS seen FROM {{S}}.line k
                         WHERE r.y IS NOT NULL AND k.workflow = r.w AND k.id = r.i AND k."key" = r.y
@@ -148,6 +154,17 @@ written, so that nothing waits for whoever holds one or fails for whose key is k
 commit if that is another, and whether the absent effects row was written. The others were refused, or another
 transaction holds them: a later statement tells."""
 
+GROUP_ERASING: Final = GROUP.replace(
+    "\nholding AS (",
+    """
+erased AS (
+  UPDATE {S}.line l SET payload = NULL, context = NULL, reason = NULL FROM good g
+   WHERE g.r->>'erase' IS NOT NULL AND l.workflow = ANY (ARRAY[g.w]) AND l.id = ANY (ARRAY[g.i]) AND l.seq <= g.x),
+holding AS (""",
+    1,
+)
+"""The same where changes erase earlier lines."""
+
 _UNLESS_HELD = """
      AND EXISTS (SELECT FROM {S}.head l WHERE l.workflow = r.w AND l.id = r.i FOR NO KEY UPDATE SKIP LOCKED)
      AND NOT EXISTS (SELECT FROM {S}.line k WHERE k.workflow = r.w AND k.id = r.i AND k."key" = r.y OFFSET 0)"""
@@ -214,6 +231,9 @@ DELETE FROM {S}.due u
 RETURNING 0, coalesce($8::timestamptz, statement_timestamp()), NULL, NULL"""
 """The last effect of a queue done, alone: its row goes if it is still that effect's, that attempt's, that owner's."""
 
+HOLD: Final = "UPDATE {S}.due SET held = $3 WHERE workflow = $1 AND id = $2 AND held <> $3"
+"""Hold or free what was put before the head was locked; in a statement of its own, as it must see that."""
+
 NEXT_LINES: Final = f"""
 SELECT {_columns(LINE, "l")} FROM unnest($1::text[], $2::text[], $3::bigint[]) AS q(workflow, id, seq)
  CROSS JOIN LATERAL (SELECT * FROM {{S}}.line l WHERE l.workflow = q.workflow AND l.id = q.id AND l.seq = q.seq OFFSET 0) l"""
@@ -223,6 +243,11 @@ SELECT {_columns(LINE, "l")} FROM unnest($1::text[], $2::text[], $3::text[]) AS 
  CROSS JOIN LATERAL (SELECT * FROM {{S}}.line l WHERE l.workflow = q.workflow AND l.id = q.id AND l."key" = q."key" OFFSET 0) l"""
 """The lines that bear these keys."""
 
+DUE_ROWS: Final = f"""
+SELECT {_columns(DUE, "d")} FROM unnest($1::text[], $2::text[], $3::text[]) AS q(workflow, id, name)
+ CROSS JOIN LATERAL (SELECT * FROM {{S}}.due d WHERE d.workflow = q.workflow AND d.id = q.id AND d.name = q.name OFFSET 0) d"""
+"""The due rows of these names."""
+
 LOCK_HEAD: Final = "SELECT seq FROM {S}.head WHERE workflow = $1 AND id = $2 FOR NO KEY UPDATE SKIP LOCKED"
 """Hold an instance until the transaction ends, without waiting for another."""
 HAS_HEAD: Final = "SELECT EXISTS (SELECT FROM {S}.head WHERE workflow = $1 AND id = $2)"
@@ -230,9 +255,7 @@ HAS_HEAD: Final = "SELECT EXISTS (SELECT FROM {S}.head WHERE workflow = $1 AND i
 
 # --- due work ---------------------------------------------------------------------------------------
 
-_DUE_PLACE = (
-    "SELECT d.workflow, d.id, d.name, d.at FROM {S}.due d WHERE d.workflow = w.workflow AND d.version <= w.version"
-)
+_DUE_PLACE = "SELECT d.workflow, d.id, d.name, d.at, d.token FROM {S}.due d WHERE d.workflow = w.workflow AND d.version <= w.version"
 _KNOWN = "unnest($1::text[], $2::integer[]) AS w(workflow, version)"
 
 CLAIM: Final = f"""
@@ -247,12 +270,12 @@ orphaned AS MATERIALIZED (
                         ORDER BY d.at + interval '0' LIMIT $4::integer FOR UPDATE SKIP LOCKED) d),
 pick AS MATERIALIZED (
   SELECT * FROM (SELECT * FROM ripe UNION ALL SELECT * FROM orphaned) d
-   ORDER BY at, workflow, id, name LIMIT $4::integer)
+   ORDER BY (token = ANY ($7::text[])) IS NOT TRUE, at, workflow, id, name LIMIT $4::integer)
 UPDATE {{S}}.due u SET at = clock.now + make_interval(secs => $5::float8), token = $6, attempt = u.attempt + 1
   FROM pick p CROSS JOIN clock
  WHERE u.workflow = ANY (ARRAY[p.workflow]) AND u.id = ANY (ARRAY[p.id]) AND u.name = ANY (ARRAY[p.name])
-RETURNING {_columns(DUE, "u")}, p.at"""
-"""Due rows get an owner; each comes with the time at which it had been due. The rows of the dead are so asked for that
+RETURNING {_columns(DUE, "u")}, (p.token = ANY ($7::text[])) IS NOT TRUE, p.at"""
+"""Due rows get an owner; each comes with what says its place in the order: was its owner alive, when was it due. The rows of the dead are so asked for that
 the index on times cannot be used: it would pass over all timers."""
 
 RENEW: Final = """
@@ -279,11 +302,20 @@ NEXT_DUE: Final = f"""
 SELECT (SELECT min(n.at) FROM {_KNOWN}
          CROSS JOIN LATERAL (SELECT d.at FROM {{S}}.due d WHERE d.workflow = w.workflow AND NOT d.held AND d.version <= w.version
                               ORDER BY d.at LIMIT 1) n),
-       ARRAY (SELECT DISTINCT n.token FROM {_KNOWN}
-               CROSS JOIN LATERAL (SELECT d.token FROM {{S}}.due d WHERE d.workflow = w.workflow AND d.token IS NOT NULL
-                                     AND d.held::integer = 0 AND d.version <= w.version ORDER BY d.token) n),
+       ARRAY (WITH RECURSIVE owner AS (
+                SELECT w.workflow, w.version, (SELECT d.token FROM {{S}}.due d
+                         WHERE d.workflow = w.workflow AND d.token IS NOT NULL ORDER BY d.token LIMIT 1) AS token
+                  FROM {_KNOWN}
+                UNION ALL
+                SELECT o.workflow, o.version, (SELECT d.token FROM {{S}}.due d WHERE d.workflow = o.workflow
+                         AND d.token IS NOT NULL AND d.token > o.token ORDER BY d.token LIMIT 1)
+                  FROM owner o WHERE o.token IS NOT NULL)
+              SELECT DISTINCT o.token FROM owner o
+               CROSS JOIN LATERAL (SELECT FROM {{S}}.due d WHERE d.workflow = o.workflow AND d.token = o.token
+                                      AND d.held::integer = 0 AND d.version <= o.version LIMIT 1) d),
        statement_timestamp()"""
-"""When the first row comes due, who holds leases, what the time is."""
+"""When the first row comes due; who holds leases, found by steps from owner to owner, past all but one of their rows;
+what the time is."""
 
 # --- reading ----------------------------------------------------------------------------------------
 
@@ -297,6 +329,15 @@ SELECT q.n, {_columns(HEAD, "h")}, {_columns(DUE, "d")}, {_columns(LINE, "l")}
                         AND l.owes IS NOT NULL AND d.seq IS NOT NULL ORDER BY -l.seq DESC LIMIT 2) l ON true
  ORDER BY q.n, l.seq"""
 """Heads (n: which of those asked for) with their effects row and the first two lines that owe; a row for each such line."""
+LOAD_ROWS: Final = LOAD.replace("\n  FROM unnest", ", a.*\n  FROM unnest", 1).replace(
+    "\n ORDER BY",
+    f"""
+ CROSS JOIN LATERAL (SELECT {", ".join(f"array_agg({each} ORDER BY d.name)" for each in _each(DUE, "d"))}
+                       FROM {{S}}.due d WHERE d.workflow = q.workflow AND d.id = q.id) a
+ ORDER BY""",
+    1,
+)
+"""The same with all due rows of each: their columns as arrays in order of name, null where there are none."""
 HISTORY: Final = f"""
 SELECT {_columns(LINE)} FROM {{S}}.line
  WHERE workflow = $1 AND id = $2 AND seq > $3::bigint ORDER BY seq LIMIT $4::bigint"""

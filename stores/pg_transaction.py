@@ -117,7 +117,7 @@ class PostgresTransaction:
             pause = min(pause * 2, _LONGEST_PAUSE)
         return True
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """See `Store.load`."""
 
         async def run(statement: bytes, values: Sequence[Any]) -> Rows:
@@ -126,7 +126,7 @@ class PostgresTransaction:
         if not ids:
             return ()
         async with self.seat.turn:
-            return await load(self._schema, run, [(workflow, id) for id in ids])
+            return await load(self._schema, run, [(workflow, id) for id in ids], rows=rows)
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         """See `Store.history`."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from psycopg.types.numeric import Int8
 
 from workflow.errors import StoreError
-from workflow.record import Answer, Change, Commit, Committed, Conflicted, Due, Duplicate, Line, Loaded
+from workflow.record import QUEUE, Answer, Change, Commit, Committed, Conflicted, Due, Duplicate, Line, Loaded
 
 from . import pg_rows, pg_sent, pg_sql, pg_tables
 from .pg_link import LOCKED, RACED, REPEATED, Rows, Wire, sqlstate
@@ -65,8 +65,10 @@ class Writer:
         return lambda change: placed(change) in self._held
 
     async def _write(self, wire: Wire, commits: Sequence[Commit], wary: Wary) -> list[Answer | None]:
+        if len(commits) > 1 and any(map(_holds, commits)):
+            return await self._holding(wire, commits, wary)
         try:
-            if len(commits[0].changes) > 1:
+            if len(commits[0].changes) > 1 or _holds(commits[0]):
                 return [await self._whole(wire, commits[0])]
             return await each(self._schema, wire.run, commits, wary)
         except StoreError as error:
@@ -83,8 +85,21 @@ class Writer:
                 return [(await self._write(wire, [commit], wary))[0] for commit in commits]
             raise
 
+    async def _holding(self, wire: Wire, commits: Sequence[Commit], wary: Wary) -> list[Answer | None]:
+        """Those that hold or free all that is due of an instance each take a transaction, the others one statement."""
+        plain = [commit for commit in commits if not _holds(commit)]
+        answers = (
+            dict(zip((commit.id for commit in plain), await self._write(wire, plain, wary), strict=True))
+            if plain
+            else {}
+        )
+        for commit in commits:
+            if commit.id not in answers:
+                answers[commit.id] = (await self._write(wire, [commit], wary))[0]
+        return [answers[commit.id] for commit in commits]
+
     async def _whole(self, wire: Wire, commit: Commit) -> Answer | None:
-        """A commit over several instances: all of it or nothing."""
+        """A commit of several statements: all of it or nothing."""
         async with wire.transaction() as transaction:
             answer = await whole(self._schema, transaction.run, commit)
             if answer is None:
@@ -132,6 +147,12 @@ class Writer:
         return change.seq == 0 and change.head is not None and placed(change) in self._held
 
 
+def _holds(commit: Commit) -> bool:
+    """Does it hold or free all due rows? Then one of these may have been written just before, too late for the
+    sight of the statement that has to touch it."""
+    return any(change.held is not None for change in commit.changes)
+
+
 def _always(_: Change) -> bool:
     return True
 
@@ -161,6 +182,9 @@ async def whole(schema: pg_tables.Schema, run: Run, commit: Commit) -> Committed
     written = {placed(rows[int(row[0])][1]): row for row in await _written(schema, run, rows, _always)}
     if len(written) < len(rows):
         return None
+    for _, change in rows:
+        if change.held is not None:
+            await run(schema[pg_sql.HOLD], (change.workflow, change.id, change.held))
     first = commit.changes[0]
     stamped = next((change for change in commit.changes if change.lines), first)
     answer = await _answered(schema, run, commit, first, written[placed(first)])
@@ -178,7 +202,8 @@ async def _written(schema: pg_tables.Schema, run: Run, rows: Sequence[tuple[Comm
         return await run(schema[text if bold else pg_sql.WARILY[text]], pg_sent.alone(commit, change))
     if bold and all(pg_sent.plain(each, by) for _, each in rows):
         return await run(schema[pg_sql.PLAIN], pg_sent.group(rows))
-    return await run(schema[pg_sql.GROUP], pg_sent.group(rows))
+    erases = any(each.erase for _, each in rows)
+    return await run(schema[pg_sql.GROUP_ERASING if erases else pg_sql.GROUP], pg_sent.group(rows))
 
 
 async def _answered(schema: pg_tables.Schema, run: Run, commit: Commit, change: Change, row: Any) -> Committed:
@@ -203,6 +228,7 @@ async def refused(schema: pg_tables.Schema, run: Run, commits: Sequence[Commit])
     locked and read at a later moment than the rest was seen."""
     changes = [change for commit in commits for change in commit.changes]
     places = [placed(change) for change in changes]
+    named = await _named(schema, run, changes)  # before the heads: where these have not moved, they had not then
     heads = dict(zip(places, await load(schema, run, places), strict=True))
     moved = [change for change in changes if change.lines]
     ids = [change.workflow for change in moved], [change.id for change in moved]
@@ -210,7 +236,18 @@ async def refused(schema: pg_tables.Schema, run: Run, commits: Sequence[Commit])
     keyed = [(change, line.key) for change in moved for line in change.lines if line.key is not None]
     of_keys = [change.workflow for change, _ in keyed], [change.id for change, _ in keyed], [key for _, key in keyed]
     keyed_lines = await _lines(schema, run, pg_sql.KEYED_LINES, of_keys)
-    return [_refusal(commit, heads, next_lines, keyed_lines) for commit in commits]
+    return [_refusal(commit, heads, named, next_lines, keyed_lines) for commit in commits]
+
+
+async def _named(schema: pg_tables.Schema, run: Run, changes: Sequence[Change]) -> dict[tuple[str, str, str], Due]:
+    """The rows that leases name, but for effects rows, which come with the heads."""
+    asked = [(change, change.lease.name) for change in changes if change.lease is not None]
+    asked = [(change, name) for change, name in asked if name != QUEUE]
+    if not asked:
+        return {}
+    places = [change.workflow for change, _ in asked], [change.id for change, _ in asked], [name for _, name in asked]
+    rows = [pg_rows.due_of(row) for row in await run(schema[pg_sql.DUE_ROWS], places)]
+    return {(row.workflow, row.id, row.name): row for row in rows}
 
 
 async def _lines(schema: pg_tables.Schema, run: Run, statement: str, values: tuple[list[Any], ...]) -> list[Line]:
@@ -222,6 +259,7 @@ async def _lines(schema: pg_tables.Schema, run: Run, statement: str, values: tup
 def _refusal(
     commit: Commit,
     heads: dict[tuple[str, str], Loaded | None],
+    named: dict[tuple[str, str, str], Due],
     next_lines: Sequence[Line],
     keyed_lines: Sequence[Line],
 ) -> Answer | None:
@@ -240,7 +278,10 @@ def _refusal(
             return Duplicate(seen)
         if (0 if loaded is None else loaded.head.seq) != change.seq:
             return Conflicted()
-        refusal = compared(None if loaded is None else loaded.effects, change.lease)
+        row = None if loaded is None else loaded.effects
+        if change.lease is not None and change.lease.name != QUEUE:
+            row = named.get((*placed(change), change.lease.name))
+        refusal = compared(row, change.lease)
         if refusal is not None:
             return refusal
     return None
@@ -250,7 +291,11 @@ def _at(line: Line, change: Change) -> bool:
     return (line.workflow, line.id) == placed(change)
 
 
-async def load(schema: pg_tables.Schema, run: Run, places: Sequence[tuple[str, str]]) -> list[Loaded | None]:
-    """The instances at these places, in this order, all of one instant."""
-    workflows, ids = [workflow for workflow, _ in places], [id for _, id in places]
-    return pg_rows.loaded_of(await run(schema[pg_sql.LOAD], (workflows, ids)), len(places))
+async def load(
+    schema: pg_tables.Schema, run: Run, places: Sequence[tuple[str, str]], *, rows: bool = False
+) -> list[Loaded | None]:
+    """The instances at these places, in this order, all of one instant; with all their due rows if `rows`."""
+    values = [workflow for workflow, _ in places], [id for _, id in places]
+    if rows:
+        return pg_rows.loaded_rows_of(await run(schema[pg_sql.LOAD_ROWS], values), len(places))
+    return pg_rows.loaded_of(await run(schema[pg_sql.LOAD], values), len(places))

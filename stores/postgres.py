@@ -65,6 +65,8 @@ class _Links:
         self.bell = Bell(self.source, self.channel, self.keeper, hint.ring)
         self.batch = Batch(self._write, writers=WRITERS)
         self._hint = hint
+        self._known: set[str] = set()
+        """Tokens under which something was written."""
         self._writer = Writer(schema, self.wires)
         self.looks = Looks(self._look, flights=1)
         self.name = ""
@@ -85,6 +87,10 @@ class _Links:
         await self.bell.listen()
 
     async def _write(self, writer: int, commits: Sequence[Commit], timeout: float | None) -> Sequence[Answer | None]:
+        newcomers = {commit.token for commit in commits} - self._known
+        if newcomers:  # who dies just after its first commit was at least heard of, and looked for
+            self._known |= newcomers
+            await self.bell.announce(self.wires[writer])
         try:
             return await self._writer(writer, commits, timeout)
         finally:
@@ -194,8 +200,8 @@ class PostgresStore:
         _end(now, lease)
         values = (*_known(workflows), now, Int8(limit), lease.total_seconds(), token, list(dead))
         rows = await self._use().readers.run(self._schema[pg_sql.CLAIM], values, reads=False)
-        rows.sort(key=lambda row: (row[-1], *row[:3]))
-        return [pg_rows.due_of(row[:-1]) for row in rows]
+        rows.sort(key=lambda row: (*row[-2:], *row[:3]))
+        return [pg_rows.due_of(row[:-2]) for row in rows]
 
     async def renew(
         self, token: str, rows: Collection[tuple[str, str, str]], lease: timedelta, now: datetime | None = None
@@ -231,10 +237,12 @@ class PostgresStore:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
-        """See `Store.load`. What is asked for at the same time is looked for together."""
-        looks = self._use().looks
-        return await looks.ask([(workflow, id) for id in ids]) if ids else ()
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
+        """See `Store.load`. What is asked for at the same time without `rows` is looked for together."""
+        links, places = self._use(), [(workflow, id) for id in ids]
+        if not places:
+            return ()
+        return await (load(self._schema, links.readers.run, places, rows=True) if rows else links.looks.ask(places))
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         """See `Store.history`."""

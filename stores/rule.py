@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from json import loads
 
@@ -22,13 +23,18 @@ def placed(change: Change) -> tuple[str, str]:
 
 
 def compared(row: Due | None, lease: Lease | None) -> Gone | Lost | None:
-    """What an expected lease hears when `row` is the present `effects` row; None: it holds."""
+    """What an expected lease hears when `row` is the present due row of its name; None: it holds."""
     if lease is None:
         return None
     if row is None or (row.seq, row.number) > (lease.seq, lease.number):
         return _GONE
     same = (row.token, row.seq, row.number, row.attempt) == (lease.token, lease.seq, lease.number, lease.attempt)
     return None if same else _LOST
+
+
+def urgency(dead: Collection[str], row: Due) -> tuple[bool, datetime, str, str, str]:
+    """The order in which due rows find an owner: what the dead had begun was due before, then the earliest."""
+    return row.token not in dead, row.at, row.workflow, row.id, row.name
 
 
 def fits(query: Query, head: Head) -> bool:

@@ -10,8 +10,10 @@ from heapq import merge
 from itertools import islice
 from json import dumps
 
+from msgspec.structs import replace
+
 from workflow.clock import utcnow
-from workflow.record import QUEUE, Head, Line, Loaded, Page, Query, Wake
+from workflow.record import QUEUE, Due, Head, Line, Loaded, Page, Query, Wake
 
 from . import sql
 from .rule import cursor_position, cursor_text, labelled, not_given_out
@@ -30,6 +32,24 @@ def load(db: sqlite3.Connection, places: Sequence[tuple[str, str]]) -> list[Load
 def peek(db: sqlite3.Connection, places: Sequence[tuple[str, str]]) -> list[Loaded | None]:
     """The same inside a transaction."""
     return [_loaded(db, place) for place in places]
+
+
+def load_rows(db: sqlite3.Connection, places: Sequence[tuple[str, str]]) -> list[Loaded | None]:
+    """As `load`, each with all its due rows."""
+    db.execute("BEGIN")
+    found = peek_rows(db, places)
+    db.execute("COMMIT")
+    return found
+
+
+def peek_rows(db: sqlite3.Connection, places: Sequence[tuple[str, str]]) -> list[Loaded | None]:
+    """The same inside a transaction."""
+    found = zip(places, peek(db, places), strict=True)
+    return [None if loaded is None else replace(loaded, rows=_rows(db, place)) for place, loaded in found]
+
+
+def _rows(db: sqlite3.Connection, place: tuple[str, str]) -> tuple[Due, ...]:
+    return tuple(sql.due_of(row) for row in db.execute(sql.DUE_ROWS, place).fetchall())
 
 
 def _loaded(db: sqlite3.Connection, place: tuple[str, str]) -> Loaded | None:

@@ -95,6 +95,10 @@ INSERT_LINE: Final = f"INSERT INTO line ({_names(LINE)}) VALUES ({_marks(LINE)})
 """One line; the unique index on keys refuses a key that was seen."""
 GET_LINE: Final = f"SELECT {_names(LINE)} FROM line WHERE workflow = ? AND id = ? AND seq = ?"
 """One line by its number."""
+ERASE_LINES: Final = (
+    "UPDATE line SET payload = NULL, context = NULL, reason = NULL WHERE workflow = ? AND id = ? AND seq <= ?"
+)
+"""What an instance's lines up to a number said is gone; that they were stays."""
 KEYED_LINE: Final = f'SELECT {_names(LINE)} FROM line WHERE workflow = ? AND id = ? AND "key" = ?'
 """One line by its key."""
 PUT_ABSENT: Final = f"INSERT INTO due ({_names(DUE)}) VALUES ({_marks(DUE)}) ON CONFLICT DO NOTHING"
@@ -106,6 +110,8 @@ PUT_DUE: Final = (
 """A due row in place of the one of that name."""
 GET_DUE: Final = f"SELECT {_names(DUE)} FROM due WHERE workflow = ? AND id = ? AND name = ?"
 """One due row."""
+DUE_ROWS: Final = f"SELECT {_names(DUE)} FROM due WHERE workflow = ? AND id = ? ORDER BY name"
+"""All due rows of an instance."""
 DROP_DUE: Final = "DELETE FROM due WHERE workflow = ? AND id = ? AND name = ?"
 """One due row goes."""
 HOLD_DUE: Final = "UPDATE due SET held = ? WHERE workflow = ? AND id = ?"
@@ -129,11 +135,16 @@ NEXT_DUE: Final = (
     "SELECT at FROM due INDEXED BY due_at WHERE workflow = ? AND NOT held AND version <= ? ORDER BY at LIMIT 1"
 )
 """When the first row of one workflow comes due."""
-OWNERS: Final = (
-    "SELECT DISTINCT token FROM due INDEXED BY due_token "
-    "WHERE workflow = ? AND token IS NOT NULL AND NOT held AND version <= ?"
-)
-"""Who holds leases in one workflow. Reads the leased rows, not the timers."""
+OWNERS: Final = """
+WITH RECURSIVE owner(token) AS (
+  SELECT min(token) FROM due INDEXED BY due_token WHERE workflow = ?1 AND token IS NOT NULL
+  UNION ALL
+  SELECT (SELECT min(d.token) FROM due d INDEXED BY due_token WHERE d.workflow = ?1 AND d.token > owner.token)
+    FROM owner WHERE owner.token IS NOT NULL)
+SELECT token FROM owner
+ WHERE token IS NOT NULL AND EXISTS (SELECT 1 FROM due d INDEXED BY due_token
+   WHERE d.workflow = ?1 AND d.token = owner.token AND NOT d.held AND d.version <= ?2)"""
+"""Who holds leases in one workflow. Steps from owner to owner, past all but one of their rows."""
 
 GET_HEAD: Final = f"SELECT {_names(HEAD)} FROM head WHERE workflow = ? AND id = ?"
 """One head."""

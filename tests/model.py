@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from tests.stage import UPDATED, Began, Effect, Ended, Past, Sketch, height
+from tests.stage import UPDATED, Began, Claimed, Effect, Ended, Past, Rows, Sketch, Written, height
 from workflow.record import Line
 
 
@@ -28,20 +28,29 @@ class Instance:
     running: Effect | None = None
     past: list[Past] = field(factory=lambda: [Past("", "", 0, (), 0)])
     lines: list[Line] = field(factory=list)
+    row: str = ""
+    """The due row that was fired by the line that is being taken."""
+    fired: set[int] = field(factory=set)
+    """Lines that a due row caused."""
 
     def pending(self) -> list[Effect]:
         return [e for e in self.owed if not e.done and not e.void]
 
-    def take(self, line: Line) -> None:
+    def take(self, written: Written) -> None:
+        line, self.row = written
         assert line.seq == len(self.past), "a gap"
         assert (line.source or "") == self.state, "not from here"
         getattr(self, line.kind)(line)
         assert (line.target, line.status) == (self.state, self.status)
-        assert line.context is None or int(line.context) == self.n, "a wrong context"
+        assert line.context in (None, "null" if line.kind == "erase" else str(self.n)), "a wrong context"
         owed = tuple(e.name.split("/", 3)[3] for e in self.owed if e.seq == line.seq)
         assert line.owes == owed, f"owes {line.owes}, not {owed}"
         self.past.append(Past(self.state, self.status, self.n, tuple(s for _, s in self.stack[:-1]), self.goal))
         self.lines.append(line)
+
+    def due(self, entry: Rows | Claimed) -> None:
+        """Nothing here has a time."""
+        raise AssertionError(entry)
 
     def owe(self, line: Line, *points: tuple[str, int]) -> None:
         start = f"{line.workflow}/{line.id}/{line.seq}"
@@ -95,8 +104,8 @@ class Instance:
         assert (line.undoes, line.source) == (seq, state)
         assert self.goal or line.key, "nobody asked for it"
         if line.key:
-            self.goal = height(line.key.split("/")[1], tuple(below for _, below in self.stack))
-            lowest = (*self.stack, (seq, state))[self.goal][0]
+            self.goal = self.aim(line)
+            lowest = self.lowest(line, (seq, state))
             pending = self.pending()
             for effect in pending:
                 effect.void = effect.seq >= lowest and not effect.undoing
@@ -110,6 +119,14 @@ class Instance:
             self.owe(line, (f"undo/{state}", self.sketch.undo.get(state, 0)))
         self.goal = 0 if len(self.stack) == self.goal else self.goal
 
+    def aim(self, line: Line) -> int:
+        """To which height of the stack this line's key wants to go back."""
+        return height(str(line.key).split("/")[1], tuple(below for _, below in self.stack))
+
+    def lowest(self, line: Line, top: tuple[int, str]) -> int:
+        """The first entry of which effects are dropped; `top` is the one just popped."""
+        return (*self.stack, top)[self.goal][0]
+
     def retry(self, line: Line) -> None:
         assert (self.status, self.goal, str(line.key)[:-2]) == ("failed", 0, f"to/{self.state}")
         assert self.pending()[0].undoing
@@ -121,7 +138,7 @@ class Instance:
         first = next(iter(self.pending()), effect)
         if self.fenced:
             assert self.running is None, f"{self.running} is still running"
-            assert self.status in ("running", "finished"), f"it is {self.status}"
+            assert self.status in ("running", "finished") or self.late(effect), f"it is {self.status}"
             assert effect is first or effect.done, f"{first.name} comes first"
             assert effect.again or not effect.seat, "it ran before"
             context = self.n if effect.undoing else self.past[effect.seq].context
@@ -130,6 +147,10 @@ class Instance:
         else:
             assert (effect.seq, effect.name) <= (first.seq, effect.name), f"{first.name} comes first"
         effect.seat, effect.again = began.seat, False
+
+    def late(self, effect: Effect) -> bool:
+        """May this begin although the instance does not run any more?"""
+        return False
 
     def ended(self, ended: Ended) -> None:
         effect = next(e for e in self.owed if e.name == ended.name)

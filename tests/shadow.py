@@ -38,8 +38,8 @@ class Shadow:
     async def lock(self, workflow: str, id: str, timeout: float) -> bool:
         return True
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
-        return await self.copy.load(workflow, ids)
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
+        return await self.copy.load(workflow, ids, rows=rows)
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         return await self.copy.history(workflow, id, after, limit)

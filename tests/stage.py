@@ -17,11 +17,13 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 from zlib import crc32
 
 from attrs import define, field, frozen
+from msgspec.structs import replace
 
 from stores import MemoryStore
 from workflow import (
     ANY,
     STAY,
+    After,
     Deny,
     Edge,
     HookFailed,
@@ -35,7 +37,7 @@ from workflow import (
     StoreUnavailable,
 )
 from workflow.clock import SystemClock
-from workflow.record import Commit, Committed, Line
+from workflow.record import QUEUE, Commit, Committed, Due, Line
 from workflow.testing import replay
 
 T = TypeVar("T")
@@ -115,6 +117,28 @@ class Way:
 
 
 @frozen
+class Wait:
+    """A timeout in words."""
+
+    event: str
+    seconds: int
+    name: str | None = None
+    varies: bool = False
+    """A function tells it: longer by the rest of the context divided by three, none where that is two."""
+
+    @property
+    def row(self) -> str:
+        """The name of its due row."""
+        return f"timeout/{self.name or self.event}"
+
+    def lasts(self, n: int) -> timedelta | None:
+        """How long after an entry with this context."""
+        if not self.varies:
+            return timedelta(seconds=self.seconds)
+        return None if n % 3 == 2 else timedelta(seconds=self.seconds + n % 3)
+
+
+@frozen
 class Sketch:
     """A machine in words, which the model reads and of which a Spec is made."""
 
@@ -125,7 +149,10 @@ class Sketch:
     """How many hooks a state has."""
     leave: dict[str, int] = field(factory=dict)
     undo: dict[str, int] = field(factory=dict)
+    waits: dict[str, tuple[Wait, ...]] = field(factory=dict)
+    """The timeouts of a state."""
     max_chain: int = 5
+    on_failure: str | None = None
 
     @property
     def events(self) -> list[str]:
@@ -168,7 +195,9 @@ class Sketch:
             on_enter=hooks[0],
             on_exit=hooks[1],
             compensators=hooks[2],
+            timeouts={states[s]: [_after(wait, events) for wait in waits] for s, waits in self.waits.items()},
             retry=RETRY,
+            on_failure=None if self.on_failure is None else events[self.on_failure],
             max_chain=self.max_chain,
         )
 
@@ -178,9 +207,18 @@ def height(to: str, states: tuple[str, ...]) -> int:
     return next((k for k in range(len(states), 0, -1) if states[k - 1] == to), 0)
 
 
+def _after(wait: Wait, events: Any) -> After[Any, Any, int]:
+    def told(m: Move[Any, Any, int]) -> timedelta | None:
+        STAGE.get().doubt()
+        return wait.lasts(m.context)
+
+    return After(told if wait.varies else timedelta(seconds=wait.seconds), events[wait.event], name=wait.name)
+
+
 def _guard(limit: int) -> Callable[[Move[Any, Any, int]], Any]:
     async def below(m: Move[Any, Any, int]) -> bool | Deny:
         await STAGE.get().gate()
+        STAGE.get().doubt()
         return m.context < limit or Deny("enough")
 
     return below
@@ -199,6 +237,8 @@ def _hook(number: int) -> Callable[[Move[Any, Any, int]], Any]:
 
 class Written(NamedTuple):
     line: Line
+    row: str = ""
+    """The due row that was fired, where that caused the line."""
 
 
 class Began(NamedTuple):
@@ -222,6 +262,27 @@ class Gone(NamedTuple):
     """Gone, or standing still for longer than a lease."""
 
     seat: str
+
+
+class Rows(NamedTuple):
+    """What is due of an instance after a commit, its queue of effects aside."""
+
+    number: int
+    """Of this entry in the record."""
+    id: str
+    rows: dict[str, Due]
+    call: Call | None
+    """In which it was written, if in any."""
+    queue: Due | None
+    """Its queue of effects."""
+
+
+class Claimed(NamedTuple):
+    """A due row was taken, as it is then."""
+
+    id: str
+    row: Due
+    now: datetime
 
 
 class Past(NamedTuple):
@@ -265,8 +326,12 @@ class Call:
     before: int
     """Number of the last line at arrival."""
     after: int = 0
-    answer: Outcome[Any, Any, Any] | BaseException | None = None
+    answer: Outcome[Any, Any, Any] | BaseException | object | None = None
     """None: it never came."""
+    begin: int = 0
+    """What was on record at arrival."""
+    end: int = 10**9
+    """And at the answer."""
 
     @property
     def outcome(self) -> Outcome[Any, Any, Any] | None:
@@ -282,6 +347,10 @@ class Call:
         if self.answer is None or not isinstance(self.answer, Exception):
             return self.outcome is None
         return self.outcome is None and getattr(self.answer, "committed", None) is not False
+
+
+class DoubtError(Exception):
+    """What a guard raises that cannot tell."""
 
 
 @frozen
@@ -305,12 +374,17 @@ class Temper:
     """Steps at which time passes although somebody could go on."""
     freeze: float = 0.0
     """Hooks in which the process stands still for longer than a lease."""
+    slow: float = 0.0
+    """Hooks that take a few seconds."""
+    doubt: float = 0.0
+    """Guards, and functions of timeouts, that raise."""
 
 
 Gate: TypeAlias = tuple[asyncio.Future[None], object]
 """Where a task waits, and which."""
 STAGE: ContextVar[Stage] = ContextVar("stage")
 SEAT: ContextVar[Seat] = ContextVar("seat")
+CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 class Stage:
@@ -321,7 +395,9 @@ class Stage:
         self.dice = random.Random(seed)
         self.clock = Clock(loop)
         self.store = MemoryStore()
-        self.record: list[Written | Began | Ended | Gone] = []
+        self.record: list[Written | Began | Ended | Gone | Rows | Claimed] = []
+        self.timed = False
+        """Due rows are put on record, too."""
         self.calls: list[Call] = []
         self.lines: dict[str, int] = {}
         self.steps = 0
@@ -401,13 +477,15 @@ class Stage:
         if self.dice.random() < temper.freeze and not self.curtain:
             seat.freeze()
         try:
+            if temper.slow and not self.curtain and self.dice.random() < temper.slow:
+                await asyncio.sleep(self.dice.randint(1, 15))
             await self.gate()
         except asyncio.CancelledError:
             if not seat.dead:
                 self.record.append(Ended(seat.name, m.id, m.key, False, None, False))
             raise
         permanent = chance() < temper.permanent
-        if chance() < temper.fail and (m.attempt <= 2 or permanent):
+        if chance() < temper.fail and (m.attempt <= 2 or permanent) and not (self.curtain and self.timed):
             self.record.append(Ended(seat.name, m.id, m.key, False, None, False))
             raise Permanent("it is no use") if permanent else ValueError("not yet")
         update = chance() < temper.update
@@ -419,6 +497,11 @@ class Stage:
         self.record.append(Ended(seat.name, m.id, m.key, True, event, update))
         return None if event is None else seat.event(event)
 
+    def doubt(self) -> None:
+        """Perhaps nobody can tell."""
+        if self.temper.doubt and not self.curtain and self.dice.random() < self.temper.doubt:
+            raise DoubtError("perhaps")
+
     def _chances(self, key: str) -> Callable[[], float]:
         return random.Random(crc32(key.encode()) ^ self.seed).random
 
@@ -429,10 +512,15 @@ class Stage:
         for commit, answer in zip(commits, answers, strict=True):
             if isinstance(answer, Committed):
                 for change in commit.changes:
+                    row = "" if change.lease is None or change.lease.name == QUEUE else change.lease.name
                     for line in change.lines:
                         if line.seq > self.lines.get(line.id, 0):
                             self.lines[line.id] = line.seq
-                            self.record.append(Written(line))
+                            self.record.append(Written(replace(line, at=answer.at), row))
+                    if self.timed:
+                        due = self.store._instances[change.workflow, change.id].due
+                        rows = {name: row for name, row in due.items() if name != QUEUE}
+                        self.record.append(Rows(len(self.record), change.id, rows, CALL.get(), due.get(QUEUE)))
 
     def trouble(self, verb: str) -> str | None:
         """What goes wrong with this call of a store verb."""
@@ -495,6 +583,15 @@ class Seat:
     async def append(self, commits: Sequence[Commit], *, timeout: float | None = None) -> Any:
         return await self._verb("append", lambda: self._append(commits))
 
+    async def claim(self, *args: Any) -> Any:
+        return await self._verb("claim", lambda: self._claim(*args))
+
+    async def _claim(self, *args: Any) -> Any:
+        rows = await self.stage.store.claim(*args)
+        if self.stage.timed:
+            self.stage.record += [Claimed(row.id, row, self.stage.clock.now()) for row in rows]
+        return rows
+
     async def _append(self, commits: Sequence[Commit]) -> Any:
         answers = await self.stage.store.append(commits)
         self.stage.saw(commits, answers)
@@ -529,14 +626,17 @@ class Seat:
 
     async def call(self, id: str, verb: str, what: str, key: str | None) -> None:
         """Do one call and put it on record."""
-        call = Call(self.name, id, verb, what, key, self.stage.lines.get(id, 0))
-        self.stage.calls.append(call)
+        stage = self.stage
+        call = Call(self.name, id, verb, what, key, stage.lines.get(id, 0), begin=len(stage.record))
+        stage.calls.append(call)
+        CALL.set(call)
         try:
             call.answer = await self._do(id, verb, what, key)
         except Exception as e:  # noqa: BLE001  # the model judges it
             call.answer = e
         finally:
-            call.after = self.stage.lines.get(id, 0)
+            CALL.set(None)
+            call.after, call.end = stage.lines.get(id, 0), len(stage.record)
 
     async def _do(self, id: str, verb: str, what: str, key: str | None) -> Any:
         if verb == "start":
@@ -560,8 +660,15 @@ def run(loop: Loop, play: Coroutine[Any, Any, None]) -> None:
         loop.run_until_complete(asyncio.sleep(0))
 
 
-async def finish(stage: Stage, spec: Spec[Any, Any, int], seats: list[Seat], ids: list[str]) -> None:
-    """Nothing goes wrong any more: everything owed is done, and what the store holds adds up."""
+async def finish(
+    stage: Stage,
+    spec: Spec[Any, Any, int],
+    seats: list[Seat],
+    ids: list[str],
+    over: Callable[[int], bool] = lambda rounds: False,
+) -> None:
+    """Nothing goes wrong any more: everything owed is done, and what the store holds adds up. What is due
+    after so many rounds that it is `over` need not be."""
     stage.curtain = True
     stage.planned.clear()
     for seat in seats:
@@ -569,9 +676,9 @@ async def finish(stage: Stage, spec: Spec[Any, Any, int], seats: list[Seat], ids
             await seat.manager.__aexit__(None, None, None)
     last = Seat(stage, "last", spec, work=False)
     async with last.manager as manager:
-        for _ in range(300):
+        for rounds in range(300):
             wake = await stage.store.next_due({spec.name: spec.version})
-            if wake.at is None:
+            if wake.at is None or (over(rounds) and wake.at > stage.clock.now()):
                 break
             await asyncio.sleep(max(0.0, (wake.at - stage.clock.now()).total_seconds()))
             await manager.resume()

@@ -31,9 +31,10 @@ def test_following_another_clock():
     """All processes on one store follow the store's clock, however wrong their own."""
     clock = SystemClock()
     there = datetime(1999, 12, 31, tzinfo=UTC)
-    clock.follow(there)
+    clock.follow(there, utcnow(), utcnow())
     assert there <= clock.now() < there + timedelta(minutes=5)
-    clock.follow(utcnow())
+    here = utcnow()
+    clock.follow(here, here, utcnow())
     assert abs(clock.offset) < timedelta(minutes=5)
 
 
@@ -46,7 +47,8 @@ async def test_a_sleeper_whose_time_has_come_wakes_by_itself():
 async def test_sleep_follows_the_clock_that_was_followed():
     """What is due by the store's clock is due, whatever the machine says."""
     clock = SystemClock()
-    clock.follow(utcnow() + FAR)
+    here = utcnow()
+    clock.follow(here + FAR, here, here)
     await clock.sleep(Bell(), utcnow() + FAR / 2)
 
 

@@ -31,6 +31,7 @@ from workflow.errors import (
     StoreError,
     StoreUnavailable,
     UnknownInstance,
+    UnknownSchedule,
     UnknownState,
     WorkflowError,
 )
@@ -38,6 +39,7 @@ from workflow.errors import (
 TREE: dict[type[Exception], tuple[type[Exception], ...]] = {
     InvalidSpec: (WorkflowError, ValueError),
     UnknownInstance: (WorkflowError, LookupError),
+    UnknownSchedule: (WorkflowError, LookupError),
     UnknownState: (WorkflowError, LookupError),
     AlreadyStarted: (WorkflowError,),
     IllegalTransition: (WorkflowError,),
@@ -98,6 +100,12 @@ CASES: list[tuple[WorkflowError, dict[str, Any], list[str], bool | None]] = [
         UnknownState("door", "d-1", "ajar"),
         {"workflow": "door", "id": "d-1", "state": "ajar"},
         ["state 'ajar'", "Spec(renames={'ajar': ...})"],
+        False,
+    ),
+    (
+        UnknownSchedule("door", "nightly", ["hourly"]),
+        {"workflow": "door", "name": "nightly", "names": ("hourly",)},
+        ["door has no schedule 'nightly'", "known: 'hourly'", "schedules=[...]"],
         False,
     ),
     (

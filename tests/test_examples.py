@@ -37,13 +37,13 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["kyc", "ci", "encounter", "service"])
+@pytest.mark.parametrize("name", ["kyc", "ci", "encounter", "service", "dunning", "worker"])
 def test_a_small_example_stays_small(name: str):
     """Under 80 lines: an example that must be scrolled through is not read."""
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 80
 
 
-@pytest.mark.parametrize("name", ["orders", "kyc", "encounter", "transfer"])
+@pytest.mark.parametrize("name", ["orders", "kyc", "encounter", "transfer", "dunning", "worker"])
 def test_an_example_asks_nothing_of_its_reader(name: str, tmp_path: Path):
     """It can be run as a script and as a module, from wherever one happens to be."""
     size = ["40"] if name in {"orders", "transfer"} else []
@@ -321,6 +321,40 @@ def test_encounter(tmp_path: Path):
     assert "drink hero Fight(hero=20" in fight
     assert "the bag is empty" in fight
     assert "flee fled" in fight
+
+
+def test_dunning(tmp_path: Path):
+    """Each letter on its day; what the operator did stands between them."""
+    assert run(EXAMPLES / "dunning.py", cwd=tmp_path).splitlines() == [
+        "the lamp: carl, attempt 4, OSError: the printer is jammed",
+        "the list: carl has failed in warned, Printer.post: OSError: the printer is jammed",
+        *(f"01 Jan {id} start: open" for id in ("anna", "bert", "carl")),
+        *(f"31 Jan {id} timeout: reminded" for id in ("anna", "bert", "carl")),
+        "03 Feb bert pause: disputes the amount",
+        "10 Feb anna event: paid",
+        "14 Feb carl timeout: warned",
+        "14 Feb carl fail: Printer.post: OSError: the printer is jammed",
+        "17 Feb bert unpause: was wrong",
+        "17 Feb bert timeout: warned",
+        "17 Feb carl retry: printer repaired",
+        "24 Feb bert timeout: collected",
+        "28 Feb carl timeout: collected",
+    ]
+
+
+def test_worker(tmp_path: Path):
+    """One process takes, the other works; a hook that fails is tried again there, a timeout fires there."""
+    said = run(EXAMPLES / "worker.py", cwd=tmp_path).splitlines()
+    takers = {line.split()[1] for line in said if "has taken" in line}
+    workers = [line.split()[1] for line in said if " encodes " in line]
+    assert (len(takers), len(set(workers)), len(workers)) == (1, 1, 5)
+    assert takers != set(workers)
+    assert [line for line in said if "process" not in line] == [
+        "cat uploaded encoded deleted",
+        "holiday uploaded encoded deleted",
+        "nonsense uploaded refused",
+        "the worker ended with 0",
+    ]
 
 
 # --- service --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.model import Instance
 from tests.stage import LEASE, SEAT, Loop, Seat, Sketch, Stage, Temper, Way, finish, run
 from tests.verdict import at_rest, judged
 from workflow import Spec
@@ -85,7 +86,7 @@ def play(loop: Loop, seed: int) -> Stage:
     stage = Stage(loop, SKETCHES[number], seed, temper)
     try:
         run(loop, _play(stage, drawn(number), dice))
-        for instance in judged(stage, fenced=not temper.stall).values():
+        for instance in judged(stage, fenced=not temper.stall, model=Instance).values():
             at_rest(instance)
     except BaseException as e:
         e.add_note(f"INTERLEAVING={seed}")

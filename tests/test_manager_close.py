@@ -163,7 +163,7 @@ async def test_a_thread_is_abandoned_not_cancelled(store):
 
 async def test_closing_while_the_store_is_away(store, monkeypatch):
     """Stop is always listened to: closing ends although nothing can be written; the work is not lost."""
-    monkeypatch.setattr("workflow.worker._HANDING_BACK", 0.05)
+    monkeypatch.setattr("workflow.background._HANDING_BACK", 0.05)
     gate, faults = Gate(), Faults(store)
     spec = flow(on_enter={S.B: gate.hook})
     async with store:

@@ -194,7 +194,7 @@ async def test_a_hook_that_ends_only_when_pressed_again(memory, monkeypatch):
 
 async def test_a_hook_that_never_ends_is_left_behind(store, monkeypatch, caplog):
     """A hook that swallows every cancellation holds up no closing; as of a thread, its lease runs out by itself."""
-    monkeypatch.setattr("workflow.worker._HANDING_BACK", 0.05)
+    monkeypatch.setattr("workflow.background._HANDING_BACK", 0.05)
     monkeypatch.setattr("workflow.house._PATIENCE", 0.1)
     go_on, entered, calls = asyncio.Event(), asyncio.Event(), []
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.model import Instance
 from tests.stage import SEAT, Loop, Seat, Sketch, Stage, Temper, Way, finish, run
 from tests.verdict import at_rest, judged
 from workflow import Spec
@@ -133,7 +134,7 @@ def test_random_workflows_obey_the_model_whenever_their_process_dies(
     try:
         stage = Stage(loop, sketch, seed, temper)
         run(loop, _play(stage, sketch.build(), data.draw(scripts(sketch), label="script")))
-        for instance in judged(stage, fenced=True).values():
+        for instance in judged(stage, fenced=True, model=Instance).values():
             at_rest(instance)
     finally:
         loop.close()

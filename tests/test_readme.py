@@ -289,15 +289,32 @@ def test_every_name_in_the_prose_exists():
         *(workflow.Stuck, workflow.Transactional, testing.FakeClock),
     )
     assert hasattr(psycopg, "AsyncConnection")
-    verbs = (PostgresStore, mermaid, workflow.Spec, workflow.Spec.on_enter, workflow.Manager.send)
+    verbs = (
+        *(PostgresStore, mermaid, workflow.Spec, workflow.Spec.on_enter),
+        *(workflow.Manager, workflow.Manager.send, workflow.Manager.cancel),
+    )
     known = {*dir(workflow), *dir(testing), *dir(stores), *(name for thing in things for name in dir(thing))}
     known |= {status.value for status in workflow.Status}
     known |= {argument for verb in verbs for argument in inspect.signature(verb).parameters}
     known |= {*re.findall(r"^ *(?:async )?(?:class|def) (\w+)", "".join(SNIPPETS), re.MULTILINE), "PAID"}
-    plain = {"if", "def", "await", "True", "status", "make", "bench", "python3", "pip", "install", "__qualname__"}
+    plain = {
+        "if",
+        "def",
+        "await",
+        "True",
+        "False",
+        "status",
+        "make",
+        "bench",
+        "python3",
+        "pip",
+        "install",
+        "__qualname__",
+    }
     places = {"enumflow", "workflow", "stores", "diagram", "mermaid", "m", "spec", "store"}
     places |= {"order", "test_bill", "invoice", "py", "psycopg", "AsyncConnection", "postgres"}
     places |= set(re.findall(r"\w+", "orders.db postgresql://host/database"))
+    places |= {"python", "app", "module", "worker"}
     answer = {"paid", "again"}
     assert words <= known | plain | places | answer
 

@@ -11,7 +11,7 @@ import pytest
 from tests.flows import EVERY_SECOND, MINUTE, SECOND, E, Gate, Log, S, Tap, flow, inner, turns, until
 from workflow import HookFailed, Manager
 from workflow.clock import utcnow
-from workflow.queue import body_of
+from workflow.owed import body_of
 
 
 class Slow:
@@ -53,7 +53,7 @@ async def jumped(slow, tap, m, jump):
     jump()
     try:
         if m._works:
-            m._worker._work.ring()  # as whoever leaves work does; the keeper of leases sleeps on
+            m._background._work.ring()  # as whoever leaves work does; the keeper of leases sleeps on
             async with asyncio.timeout(5):
                 await claimed.wait()
             await turns()

@@ -154,7 +154,7 @@ async def test_a_beat_that_found_no_row_does_not_cost_the_next(store, clock, cha
 
     async def after(commits):
         if settles(commits) and not slipped:
-            slipped.append(await m._worker._renew())
+            slipped.append(await m._background.keeper.renew())
             await m.send("i", E.NOTE, timeout=0)
             raise StoreUnavailable("the answer is lost", committed=None)
 

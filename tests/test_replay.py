@@ -18,6 +18,19 @@ from workflow.word import ANY, STAY, Edge, word
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 NOTES = [k for k in Kind if k not in {Kind.START, Kind.EVENT, Kind.TIMEOUT, Kind.COMPENSATE}]
+_LIVE = {Status.RUNNING, Status.PAUSED, Status.FAILED, Status.FINISHED}
+AFTER = {
+    Kind.UPDATE: _LIVE,
+    Kind.FAIL: _LIVE,
+    Kind.REFUSED: _LIVE | {Status.CANCELLED},
+    Kind.PAUSE: {Status.RUNNING},
+    Kind.UNPAUSE: {Status.PAUSED},
+    Kind.RETRY: _LIVE - {Status.PAUSED},
+    Kind.SKIP: _LIVE - {Status.PAUSED},
+    Kind.CANCEL: _LIVE - {Status.FINISHED},
+    Kind.ERASE: {Status.FINISHED, Status.CANCELLED},
+}
+"""Which status each kind of note may follow."""
 
 
 class S(StrEnum):
@@ -255,7 +268,7 @@ class Walk:
             found += [(kind, *end) for end in ends for kind in (Kind.EVENT, Kind.TIMEOUT)]
         if self.status in {Status.RUNNING, Status.FINISHED, Status.FAILED} and len(self.entries) > 1:
             found.append((Kind.COMPENSATE, None, self.entries[-2][1], False))
-        return found + [(kind, None, self.state, True) for kind in NOTES]
+        return found + [(kind, None, self.state, True) for kind in NOTES if self.status in AFTER[kind]]
 
     def go(self, kind: Kind, event: str | None, target: str, stays: bool) -> None:
         if kind in NOTES:
@@ -269,7 +282,7 @@ class Walk:
         event = next(iter(self.spec.events)).value if kind == Kind.REFUSED else None
         status = {
             Kind.UPDATE: self.status,
-            Kind.REFUSED: Status.FAILED,
+            Kind.REFUSED: Status.CANCELLED if self.status == Status.CANCELLED else Status.FAILED,
             Kind.FAIL: Status.FAILED,
             Kind.PAUSE: Status.PAUSED,
             Kind.CANCEL: Status.CANCELLED,
@@ -283,6 +296,8 @@ def walks(draw: st.DrawFn) -> Walk:
     walk = Walk(draw(specs()))
     for _ in range(draw(st.integers(0, 12))):
         steps = walk.steps()
+        if not steps:
+            break
         # moves as often as notes, else most walks would stand still
         moves = [step for step in steps if step[0] not in NOTES]
         moving = bool(moves) and draw(st.booleans())
@@ -312,11 +327,11 @@ def legal(walk: Walk, line: Any, field: str, found: Any) -> bool:
         return (getattr(found.target, "value", None), not moved) in ends
     if field == "event":
         return kind not in {Kind.START, Kind.COMPENSATE, Kind.UPDATE} and (
-            kind != Kind.REFUSED or found.event is not None
+            kind != Kind.REFUSED or found.event is not None or line.status == Status.CANCELLED
         )
     if field == "status" and kind in {Kind.REFUSED, Kind.FAIL}:
         return bool(found.status == walk.lines[line.seq - 2].status)
-    return field == "status" and kind in {Kind.UNPAUSE, Kind.RETRY, Kind.SKIP} and found.status == Status.FAILED
+    return False
 
 
 def top(walk: Walk, line: Any) -> int:

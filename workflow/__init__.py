@@ -1,5 +1,6 @@
 """enumflow: durable state machines out of enum classes, for asyncio services."""
 
+from .cron import Schedule
 from .errors import (
     AlreadyStarted,
     Busy,
@@ -20,23 +21,30 @@ from .errors import (
     StoreError,
     StoreUnavailable,
     UnknownInstance,
+    UnknownSchedule,
     UnknownState,
     WorkflowError,
 )
 from .manager import Manager
-from .record import Instance, Outcome, Resumed, Status, Stuck, Transition
+from .observer import LoggingObserver, Observer
+from .record import Instance, Outcome, Query, Resumed, Status, Stuck, Transition
 from .retry import Permanent, Retry
+from .schedule import ScheduleState
 from .spec import Spec
 from .store import Store, Transaction, Transactional
-from .word import ANY, STAY, Deny, Edge, Move, Then
+from .timekeeper import Due
+from .word import ANY, STAY, After, Deny, Edge, Move, Then
+from .worker import Worker
 
 __all__ = [
     "ANY",
     "STAY",
+    "After",
     "AlreadyStarted",
     "Busy",
     "Conflict",
     "Deny",
+    "Due",
     "Edge",
     "Finished",
     "GuardError",
@@ -50,14 +58,19 @@ __all__ = [
     "InvalidSpec",
     "KeyConflict",
     "LeaseLost",
+    "LoggingObserver",
     "Manager",
     "Move",
     "NotRunning",
+    "Observer",
     "Outcome",
     "Permanent",
+    "Query",
     "Reentrant",
     "Resumed",
     "Retry",
+    "Schedule",
+    "ScheduleState",
     "Spec",
     "Status",
     "Store",
@@ -69,6 +82,8 @@ __all__ = [
     "Transactional",
     "Transition",
     "UnknownInstance",
+    "UnknownSchedule",
     "UnknownState",
+    "Worker",
     "WorkflowError",
 ]

@@ -12,19 +12,22 @@ import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from . import circle, queue
+from . import circle
 from .codec import Unstorable
 from .errors import InvalidPayload, StoreUnavailable
 from .ledger import Ledger
-from .queue import Held
+from .observer import Ran
+from .owed import Held, body_of
+from .place import halted, over
 from .record import Kind, Line
 from .retry import Retry
-from .spec import Callback
+from .table import Callback
 from .word import Move, Then, word
 
 if TYPE_CHECKING:
@@ -78,10 +81,17 @@ Report: TypeAlias = Did | Failed | Unknown | Only | Stopped
 class Call:
     """The hook that a run is at."""
 
-    __slots__ = ("hook", "stopped", "task", "threaded")
+    __slots__ = ("attempt", "effect", "hook", "seconds", "seq", "stopped", "task", "threaded", "watched")
 
     def __init__(self) -> None:
         self.hook = ""
+        self.effect = ""
+        self.seq = 0
+        self.attempt = 0
+        self.seconds: float | None = None
+        """How long the hook ran; None where nobody asks."""
+        self.watched = False
+        """Does the observer hear of an effect that goes its way?"""
         self.task: asyncio.Task[Any] | None = None
         """In which the hook runs, while it does."""
         self.stopped = False
@@ -116,13 +126,14 @@ class Caller:
     async def perform(self, here: Call, held: Held) -> Report:
         """Call the effect at the place. Never raises what the effect raises."""
         due, place = held.due, held.lines[0]
+        here.seq, here.attempt, here.hook, here.effect, here.seconds = place.seq, due.attempt, "", "", None
         try:
-            last = None if due.body is None else queue.body_of(due).error
+            last = None if due.body is None else body_of(due).error
         except msgspec.DecodeError as e:
             return Unknown("the effects row", f"what is stored does not fit the spec: {e}")
         if due.number >= len(place.owes):
             return Only()
-        name = place.owes[due.number]
+        name = here.effect = place.owes[due.number]
         callback = self.spec.tables.effects.get(name)
         if callback is None:
             return Unknown(name, "the spec has no effect of this name")
@@ -132,13 +143,20 @@ class Caller:
             move = await self._move(held, place, name)
         except (KeyError, msgspec.DecodeError) as e:
             return Unknown(name, f"what is stored does not fit the spec: {e}")
-        if self.closing:
+        if self.closing or halted(held.head) or over(held.head):
             return Stopped(begun=False)
         if due.attempt > retry.attempts:
             lost = RuntimeError(f"none of {retry.attempts} attempts is left, the last one never ended; before: {last}")
             return Failed(lost, callback.name, None)
+        watch, head = self.ledger.watch, held.head
+        here.watched = watch.hears_effects()
+        if here.watched:
+            watch.tell("effect_started", Ran(head.workflow, head.id, place.seq, callback.name, name, due.attempt))
+        began = monotonic()
         try:
             value = await self._call(here, callback, move)
+            if here.watched:
+                here.seconds = monotonic() - began
             return (
                 Stopped()
                 if value is Stopped
@@ -147,6 +165,7 @@ class Caller:
         except (asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as e:  # noqa: BLE001  # whatever a hook raises is stored and told to the caller
+            here.seconds = monotonic() - began
             return Failed(e, callback.name, pause_after(retry, e, due.attempt))
         finally:
             object.__setattr__(move, "changes", None)  # what is left of the hook must not believe it is heard
@@ -181,10 +200,10 @@ class Caller:
         try:
             with circle.hook(self.ledger.node(move.id)):
                 if callback.timeout is None:
-                    value = await self._awaited(here, callback, move)
+                    value = await self._awaited(here, callback, move, None)
                 else:
-                    async with asyncio.timeout(callback.timeout.total_seconds()):
-                        value = await self._awaited(here, callback, move)
+                    async with asyncio.timeout(None) as limit:
+                        value = await self._awaited(here, callback, move, limit)
             task, here.task = here.task, None
             if task is not None and task.cancelling() and not self._ending:
                 await _forgive()
@@ -201,17 +220,25 @@ class Caller:
         finally:
             here.task = None
 
-    async def _awaited(self, here: Call, callback: Callback, move: Move[Any, Any, Any]) -> Any:
-        value = callback.call(move) if callback.waits else await self._in_thread(here, callback.call, move)
+    async def _awaited(
+        self, here: Call, callback: Callback, move: Move[Any, Any, Any], limit: asyncio.Timeout | None
+    ) -> Any:
+        if callback.waits:
+            _count(limit, callback)
+            value = callback.call(move)
+        else:
+            value = await self._in_thread(here, callback, move, limit)
         return await value if inspect.isawaitable(value) else value
 
-    async def _in_thread(self, here: Call, call: Callable[[Any], Any], move: Move[Any, Any, Any]) -> Any:
+    async def _in_thread(
+        self, here: Call, callback: Callback, move: Move[Any, Any, Any], limit: asyncio.Timeout | None
+    ) -> Any:
         """Call a plain function where it may block. Cancelled, the thread goes on alone."""
 
         def attempt() -> tuple[Any, BaseException | None]:
             # Not every exception can travel through a future (StopIteration), so it is carried.
             try:
-                return call(move), None
+                return callback.call(move), None
             except BaseException as e:  # noqa: BLE001  # raised again on the loop
                 return None, e
 
@@ -221,6 +248,7 @@ class Caller:
             self._limiter = anyio.CapacityLimiter(self._threads)
         async with self._limiter:
             here.threaded = True  # from here on; whoever only waits for a thread may be handed back
+            _count(limit, callback)
             alone = anyio.CapacityLimiter(1)
             value, error = await anyio.to_thread.run_sync(attempt, abandon_on_cancel=True, limiter=alone)
         here.threaded = False
@@ -261,6 +289,12 @@ async def patient(ask: Callable[[], Awaitable[T]]) -> T:
         except (StoreUnavailable, TimeoutError):
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
+
+
+def _count(limit: asyncio.Timeout | None, callback: Callback) -> None:
+    """From here on: a hook that only waits for a thread has not begun."""
+    if limit is not None and callback.timeout is not None:
+        limit.reschedule(asyncio.get_running_loop().time() + callback.timeout.total_seconds())
 
 
 async def _forgive() -> None:

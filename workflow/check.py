@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -12,7 +13,7 @@ from attrs import frozen
 
 from .codec import Codec
 from .retry import Retry
-from .word import Wild, word
+from .word import LONGEST, After, Wild, word
 
 NAME_LIMIT = 128
 """Longest name of a spec, in bytes of UTF-8."""
@@ -54,6 +55,8 @@ class Drawing:
     version: int
     max_chain: int
     retry: object
+    timeouts: Mapping[Any, tuple[Any, ...]]
+    on_failure: object
 
 
 def said(member: object) -> str:
@@ -64,7 +67,7 @@ def said(member: object) -> str:
 def problems(drawing: Drawing) -> list[str]:
     """Every problem; the shape is only examined once all names are members of the right enum."""
     strangers = list(_strangers(drawing))
-    shape = [] if strangers else [*_words(drawing), *_shape(drawing), *_twins(drawing)]
+    shape = [] if strangers else [*_words(drawing), *_shape(drawing), *_twins(drawing), *_timers(drawing)]
     return [*_scalars(drawing), *_types(drawing), *_uncallable(drawing), *strangers, *shape]
 
 
@@ -149,12 +152,70 @@ def _strangers(drawing: Drawing) -> Iterator[str]:
     for point, hooked in drawing.hooks.items():
         for state in hooked:
             yield from _foreign_hook(drawing, point, state)
+    yield from _foreign_timers(drawing, states, events)
     for event in drawing.payloads:
         if not isinstance(event, events):
             yield f"payloads names {said(event)}, which is no {events.__name__}; use a member of that enum"
     for old, state in drawing.renames.items():
         if not isinstance(state, states):
             yield f"renames maps {old!r} to {said(state)}, which is no {states.__name__}; use a member of that enum"
+
+
+def _foreign_timers(drawing: Drawing, states: type[Enum], events: type[Enum]) -> Iterator[str]:
+    for state, afters in drawing.timeouts.items():
+        if not isinstance(state, states):
+            yield f"timeouts names {said(state)}, which is no {states.__name__}; use a member of that enum"
+        for known in afters:
+            place, after = f"the timeout of {said(state)}", known
+            if not isinstance(after, After):
+                yield f"{place} is {after!r}, which is no After; use After(delay, event)"
+                continue
+            if not isinstance(known.event, events):
+                yield f"{place} sends {said(known.event)}, which is no {events.__name__}; use a member of that enum"
+            if known.name is not None and not _storable(known.name):
+                yield f"{place} has the name {known.name!r}, which cannot be stored; use a text"
+            delay = cast("object", known.delay)
+            if not callable(delay) and not (isinstance(delay, timedelta) and timedelta(0) <= delay <= LONGEST):
+                yield f"{place} is due after {delay!r}; use a timedelta from 0 to 1,000 years, or a function"
+            if inspect.iscoroutinefunction(delay):
+                yield f"{place} asks an async function; use a plain one"
+    if drawing.on_failure is not None and not isinstance(drawing.on_failure, events):
+        yield f"on_failure is {said(drawing.on_failure)}, which is no {events.__name__}; use a member of that enum"
+
+
+def _timers(drawing: Drawing) -> Iterator[str]:
+    """What is wrong with timeouts and `on_failure` once all names are known."""
+    reached = _reached(drawing)
+    taken = {(source, way.event) for way in drawing.ways for source in way.sources}
+    for state, afters in drawing.timeouts.items():
+        place = f"the timeout of {said(state)}"
+        if state not in reached:
+            yield f"{place} never starts, the state cannot be entered; draw an edge to it or remove it"
+        elif state in drawing.final:
+            yield f"{place} never fires, final states are not left; remove it"
+        else:
+            for after in afters:
+                if (state, after.event) not in taken:
+                    yield f"{place} sends {said(after.event)}, which no edge of that state takes; draw one"
+                yield from _loaded(drawing, place, after.event)
+        names = Counter(word(after.event) if after.name is None else after.name for after in afters)
+        for name, count in names.items():
+            if count > 1:
+                yield f"{count} timeouts of {said(state)} are named {name!r}; give each a name of its own"
+    if drawing.on_failure is not None and not any(way.event == drawing.on_failure for way in drawing.ways):
+        yield f"on_failure sends {said(drawing.on_failure)}, which no edge takes; draw one"
+    if drawing.on_failure is not None:
+        yield from _loaded(drawing, "on_failure", drawing.on_failure)
+
+
+def _loaded(drawing: Drawing, place: str, event: Any) -> Iterator[str]:
+    """Is this event, which is sent without a payload, one that cannot do without?"""
+    if event not in drawing.payloads:
+        return
+    try:
+        Codec(drawing.payloads[event]).decode("null")
+    except (TypeError, ValueError, NameError, RecursionError):
+        yield f"{place} sends {said(event)}, which carries a payload; send an event without one, or allow None"
 
 
 def _uncallable(drawing: Drawing) -> Iterator[str]:

@@ -65,7 +65,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """Wall time, moved by the offset last measured against the store's own clock."""
+    """Wall time, moved to where the store's own clock is known to be."""
 
     def __init__(self) -> None:
         self.offset = timedelta(0)
@@ -74,9 +74,12 @@ class SystemClock:
         """The present on the store's clock, as well as this process knows it."""
         return utcnow() + self.offset
 
-    def follow(self, there: datetime) -> None:
-        """Keep pace with a clock that showed `there` just now."""
-        self.offset = there - utcnow()
+    def follow(self, there: datetime, before: datetime, after: datetime) -> None:
+        """Keep pace with a clock that showed `there` at some time from `before` to `after` by the machine's.
+
+        A slow answer tells little: the offset moves only as far as it was certainly wrong.
+        """
+        self.offset = max(there - after, min(self.offset, there - before))
 
     async def sleep(self, bell: Bell, until: datetime, rank: int = 1, *, look: datetime | None = None) -> None:
         """See `Clock.sleep`."""

@@ -6,6 +6,7 @@ is written. The decoded copy is what callbacks see, now or after a crash alike.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any, Generic, TypeVar, cast
 
@@ -66,6 +67,16 @@ class Codec(Generic[T]):
 def pack(value: object) -> str:
     """JSON text of a value of the engine's own."""
     return _encoder.encode(value).decode()
+
+
+def digest(text: str, salt: str) -> str:
+    """What is kept of a text that was erased: enough to know it again. No JSON text looks like it."""
+    return f"blake2b:{hashlib.blake2b(f'{salt}:{text}'.encode(), digest_size=16).hexdigest()}"
+
+
+def alike(stored: str | None, text: str | None, salt: str) -> bool:
+    """Is `stored` this text, or what was kept of it?"""
+    return stored == text or (stored is not None and text is not None and stored == digest(text, salt))
 
 
 def clean(text: str) -> str:

@@ -7,25 +7,25 @@ the next. Runs belong to the Manager, not to the call that caused them.
 from __future__ import annotations
 
 import asyncio
-import logging
 import traceback
 from collections.abc import Callable
 from datetime import datetime
 
+import msgspec
 from msgspec import Struct
 
-from . import queue
+from . import queue, told
 from .alarm import Alarm, wake
 from .call import Call, Caller, Changes, Did, Failed, Only, Report, Stopped, Unknown, patient, pause_after
 from .codec import Unstorable, clean, said
 from .errors import InvalidContext, StoreError, StoreUnavailable
 from .kernel import Author
 from .ledger import Ledger, took
-from .queue import Desk, Fault, Held, Step
+from .owed import Desk, Fault, Held, Step, lease_of
+from .place import over
 from .record import QUEUE, Answer, Committed, Due, Head, Loaded, Status
 from .sight import stamped_line, think
 
-_log = logging.getLogger("enumflow")
 _TRACEBACK = 4000
 _MESSAGE = 1000
 _GUARD = 30.0
@@ -54,7 +54,7 @@ class Result(Struct, frozen=True):
 class Run:
     """A queue in work."""
 
-    __slots__ = ("_alarm", "_sender", "call", "done", "head", "id", "lost", "result")
+    __slots__ = ("_alarm", "_sender", "call", "done", "gave_up", "head", "id", "lost", "result")
 
     def __init__(self, id: str, head: Head, alarm: Alarm) -> None:
         self._alarm = alarm
@@ -63,6 +63,8 @@ class Run:
         self.call = Call()
         self.lost = False
         self.done = 0
+        self.gave_up: Result | None = None
+        """An effect was given up and the queue went on: what the sender is to hear of it in the end."""
         self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._sender: asyncio.Future[None] | None = None
 
@@ -79,6 +81,11 @@ class Run:
 
     def end(self, result: Result) -> None:
         """It is over; whoever waits hears of it."""
+        known = self.gave_up
+        if known is not None and result.fault is None:
+            result = msgspec.structs.replace(
+                result, fault=known.fault, culprit=known.culprit, attempt=known.attempt, error=known.error
+            )
         if not self.result.done():
             self.result.set_result(result)
         if self._sender is not None:
@@ -94,6 +101,8 @@ class Runner:
         self.caller = caller
         self._alarm = Alarm()
         self.running: dict[str, Run] = {}
+        self.tires: Callable[[Run], bool] = lambda run: False
+        """Asked after each effect: is this run to make way for other instances? Set by `background`."""
         self.began: Callable[[], None] = lambda: None
         """Told when a run begins; set by `worker`."""
 
@@ -118,6 +127,8 @@ class Runner:
             result = Result(held.head)
             try:
                 result = await self._work(run, held)
+                if result.lost:
+                    told.lost(self.ledger.watch, run.head, run.call)
             finally:
                 self._over(run, result)
 
@@ -181,7 +192,7 @@ class Runner:
                 return await self._after(run, held, report, step, answer)
             loaded = await patient(lambda: self.ledger.load(run.id))
             due = None if loaded is None else loaded.effects
-            if loaded is None or due is None or queue.lease_of(due) != queue.lease_of(held.due):
+            if loaded is None or due is None or lease_of(due) != lease_of(held.due):
                 return await self._superseded(run, held, report, loaded, again)
             held = _held(loaded, due)
 
@@ -190,17 +201,19 @@ class Runner:
             plain = queue.plainly_ended(held)
             if plain is not None:
                 return plain
-        desk = self.ledger.desk(run.id, author, leasing=not self.caller.closing)
+        desk = self.ledger.desk(run.id, author, leasing=not (self.caller.closing or self.tires(run)))
         return await patient(lambda: self._step(desk, held, report))
 
     async def _step(self, desk: Desk, held: Held, report: Report) -> Step:
+        if isinstance(report, Did) and over(held.head):
+            return queue.unwanted(desk, held, report.hook, report.returned, updated=bool(report.changes))
         if isinstance(report, Did):
             context = self._updated(held.head, report.changes)
             step = queue.succeed(desk, held, context, report.hook, report.returned)
         elif isinstance(report, Only):
             step = queue.again(desk, held)
         elif isinstance(report, Failed):
-            return queue.fail(desk, held, _fault(report.error), report.culprit, report.pause)
+            step = queue.fail(desk, held, _fault(report.error), report.culprit, report.pause)
         elif isinstance(report, Unknown):
             return queue.set_aside(held, Fault("Unknown", report.why), report.culprit)
         else:
@@ -231,7 +244,7 @@ class Runner:
             except StoreError as e:
                 tries += not isinstance(e, StoreUnavailable)
                 if tries >= _SETTLING:
-                    _log.exception("effects of %s cannot be settled; the lease is left to run out", run.id)
+                    told.abandoned(self.ledger.watch, self.spec.name, f"settling effects of {run.id}", e)
                     return None, False
             await asyncio.sleep(pause)
             pause = min(pause * 2, 2.0)
@@ -240,14 +253,17 @@ class Runner:
         """The step is durable: the queue as it is then."""
         head = step.head if step.lines else held.head
         put = step.put
+        if run.call.watched or step.fault is not None or not isinstance(report, Did):
+            told.settled(self.ledger.watch, held, run.call, report, step, answer.at)
         if step.fault is not None:
-            if put is not None and put.held:
-                _log.error("%s %s does not go on by itself: %s: %s", head.workflow, head.id, step.culprit, step.fault)
-            self.ledger.made_work()
+            self.ledger.made_work(None)
             retry_at = None if put is None or put.held else answer.at + put.wait
             error = report.error if isinstance(report, Failed) else None
             attempt = held.due.attempt if isinstance(report, Failed) else (put.attempt if put else 0)
-            return Result(head, False, run.done, step.fault, step.culprit, attempt, retry_at, error)
+            result = Result(head, put is None, run.done, step.fault, step.culprit, attempt, retry_at, error)
+            if not step.goes_on:
+                return result
+            run.gave_up = result
         leased = took(answer, () if put is None else (put,))
         if leased is not None:
             run.lost = False
@@ -260,7 +276,7 @@ class Runner:
             self.ledger.remember(head)
             return Result(head, True, run.done)
         if put.token is None:
-            self.ledger.made_work()
+            self.ledger.made_work(None)
         return Result(head, False, run.done)
 
     async def _superseded(
@@ -273,9 +289,16 @@ class Runner:
         if not again or (isinstance(report, (Did, Only)) and not past):
             return Result(head, done=run.done, culprit=run.call.hook, lost=True)
         if isinstance(report, (Did, Only)):
-            run.done += isinstance(report, Did)
+            if isinstance(report, Did):
+                run.done += 1
+                told.ended(self.ledger.watch, head, run.call)
             return await self._look(run, head)
-        if isinstance(report, Failed) and (not past or head.status == Status.FAILED):
+        gone_on = past and head.status != Status.FAILED
+        if isinstance(report, Failed) and report.pause is None and gone_on:  # given up, as the step said
+            fault, attempt = _fault(report.error), held.due.attempt
+            run.gave_up = Result(head, fault=fault, culprit=report.culprit, attempt=attempt, error=report.error)
+            return await self._look(run, head)
+        if isinstance(report, Failed) and not gone_on:
             retry_at = None if due is None or due.held else due.at
             attempt = held.due.attempt
             return Result(head, False, run.done, _fault(report.error), report.culprit, attempt, retry_at, report.error)

@@ -4,6 +4,7 @@ WorkflowError                      .committed: True | False | None (unknown)
 ├── InvalidSpec(ValueError)        .problems
 ├── UnknownInstance(LookupError)   .workflow .id
 ├── UnknownState(LookupError)      .workflow .id .state
+├── UnknownSchedule(LookupError)   .workflow .name .names
 ├── AlreadyStarted                 .workflow .id
 ├── IllegalTransition              .id .state .event .available
 │   ├── GuardRejected              .reasons
@@ -31,6 +32,14 @@ from typing import Any
 def _word(member: object) -> str:
     value = getattr(member, "value", member)
     return value if isinstance(value, str) else str(getattr(member, "name", member))
+
+
+_WAYS = {
+    "paused": "unpause() it to bring it back to running first",
+    "failed": "retry() goes on from what failed, skip() drops that, compensate() leads out of it",
+    "cancelled": "nothing more can happen to it; start another",
+    "erased": "nothing more can happen to it; start another",
+}
 
 
 def _words(members: Sequence[object]) -> str:
@@ -79,6 +88,17 @@ class UnknownState(WorkflowError, LookupError):
         )
 
 
+class UnknownSchedule(WorkflowError, LookupError):
+    """No schedule of this workflow has this name; `names` holds those that are known."""
+
+    def __init__(self, workflow: str, name: str, names: Sequence[str]) -> None:
+        self.workflow = workflow
+        self.name = name
+        self.names = tuple(names)
+        known = ", ".join(repr(n) for n in self.names) or "none"
+        super().__init__(f"{workflow} has no schedule {name!r} (known: {known}); name it in Manager(schedules=[...])")
+
+
 class AlreadyStarted(WorkflowError):
     """The id is taken. Nothing was written."""
 
@@ -119,12 +139,12 @@ class Finished(IllegalTransition):
 class NotRunning(WorkflowError):
     """The instance accepts nothing while its status is not `running`."""
 
-    def __init__(self, id: str, status: str, reason: str | None) -> None:
+    def __init__(self, id: str, status: str, reason: str | None, way: str | None = None) -> None:
         self.id = id
         self.status = status
         self.reason = reason
-        way = "compensate() leads out of it" if status == "failed" else "bring it back to running first"
-        super().__init__(f"{id!r} is {status} ({reason or 'no reason given'}); {way}")
+        said = f"{id!r} is {status} ({reason or 'no reason given'})"
+        super().__init__(f"{said}; {_WAYS.get(status, 'wait for it') if way is None else way}")
 
 
 class InvalidPayload(WorkflowError, ValueError):
@@ -140,7 +160,7 @@ class InvalidName(InvalidPayload, InvalidContext):
 
 
 class GuardError(WorkflowError):
-    """A guard or assign raised (see the cause), or a guard answered neither bool nor Deny."""
+    """A guard, an assign or the function of a timeout raised (see the cause), or answered what it may not."""
 
     def __init__(self, id: str, state: Any, event: Any, callback: str, why: str) -> None:
         self.id = id
@@ -151,16 +171,17 @@ class GuardError(WorkflowError):
 
 
 class KeyConflict(WorkflowError):
-    """The idempotency key was used before, for another verb or other arguments."""
+    """The idempotency key was used before, for another verb or other arguments. `transition` is None where
+    that is still to come (`send_later`)."""
 
     def __init__(self, id: str, key: str, transition: Any) -> None:
         self.id = id
         self.key = key
         self.transition = transition
-        super().__init__(
-            f"key {key!r} of {id!r} was used by line {transition.seq} ({transition.kind}) with other arguments; "
-            "use one key for one request"
-        )
+        where = "by an event that waits to be sent"
+        if transition is not None:
+            where = f"by line {transition.seq} ({transition.kind})"
+        super().__init__(f"key {key!r} of {id!r} was used {where} with other arguments; use one key for one request")
 
 
 class Conflict(WorkflowError):
@@ -222,7 +243,15 @@ class HookFailed(WorkflowError):
 
     committed = True
 
-    def __init__(self, outcome: Any, hook: str, attempt: int, retry_at: datetime | None, error: str) -> None:
+    def __init__(
+        self,
+        outcome: Any,
+        hook: str,
+        attempt: int,
+        retry_at: datetime | None,
+        error: str,
+        status: str = "failed",
+    ) -> None:
         self.outcome = outcome
         self.hook = hook
         self.attempt = attempt
@@ -230,7 +259,9 @@ class HookFailed(WorkflowError):
         self.error = error
         line = outcome.transition
         when = None if retry_at is None else retry_at.isoformat(" ", "milliseconds")
-        then = "the instance is failed" if when is None else f"it is tried again at {when}"
+        then = f"it is tried again at {when}"
+        if when is None:
+            then = "the instance is failed" if status == "failed" else f"it is given up, the instance is {status}"
         super().__init__(
             f"{line.id!r} moved to {_word(line.target)!r} (line {line.seq} stands), but {hook!r} failed at attempt "
             f"{attempt}: {error}; {then}"

@@ -42,6 +42,23 @@ def dead(tokens: Iterable[str]) -> frozenset[str]:
     return frozenset(token for token in tokens if token not in _open and _is_dead(token))
 
 
+def nearby(tokens: Iterable[str]) -> frozenset[str]:
+    """Those of `tokens` whose owner is another process of this host, of which `dead` can tell."""
+    others = [token for token in tokens if token not in _open]
+    if not others:
+        return frozenset()
+    here, mine = _here(), str(os.getpid())
+    return frozenset(
+        token
+        for token in others
+        if not here.startswith("?") and token.count("/") >= 3 and _place(token) == here and token.split("/")[-3] != mine
+    )
+
+
+def _place(token: str) -> str:
+    return token.rsplit("/", 3)[0]
+
+
 def _is_dead(token: str) -> bool:
     parts = token.rsplit("/", 3)
     here = _here()

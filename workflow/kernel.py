@@ -7,11 +7,12 @@ what is sent back; whoever may wait drives it (`commit.think`).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Generator
-from datetime import datetime
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Generator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias, cast
 
 import msgspec
+from attrs import evolve
 from msgspec import Struct
 
 from .codec import Unstorable, said
@@ -25,19 +26,22 @@ from .errors import (
     UnknownState,
     WorkflowError,
 )
-from .record import Head, Kind, Line, Status
-from .spec import Arc, Spec
-from .word import Deny, Move, word
+from .record import Head, Kind, Line, Put, Status
+from .spec import Spec
+from .table import Arc, Timer
+from .word import LONGEST, Deny, Move, word
 
 AnySpec: TypeAlias = Spec[Any, Any, Any]
 Thinking: TypeAlias = Generator[Awaitable[Any], Any, "Verdict"]
+_NOW = timedelta(0)
 
 
 class Accepted(Struct, frozen=True, gc=False):
-    """The edge that wins, and the context it makes (JSON; None: unchanged)."""
+    """The edge that wins, the context it makes (JSON; None: unchanged), and the timeouts that begin."""
 
     arc: Arc
     context: str | None = None
+    timers: tuple[Put, ...] = ()
 
 
 class Refused(Struct, frozen=True):
@@ -58,13 +62,14 @@ class Author(Struct, frozen=True, gc=False):
 
 
 def straight(spec: AnySpec, head: Head, event: str) -> Accepted | None:
-    """The verdict where nobody need be asked: the first edge has neither guard nor assign."""
+    """The verdict where nobody need be asked: the first edge has no guard, no assign, no function."""
     if head.status == "running":
         arcs = spec.tables.arcs.get(head.state)
         if arcs is not None:
             twins = arcs.get(event)
             if twins is not None and twins[0].plain:
-                return Accepted(twins[0])
+                arc = twins[0]
+                return Accepted(arc, None, _plainly(spec, arc.timers, head.seq + 1) if arc.timers else ())
     return None
 
 
@@ -137,7 +142,7 @@ def _move(spec: AnySpec, head: Head, arc: Arc, context: Any, payload: Any, now: 
 
 def _assigned(spec: AnySpec, head: Head, arc: Arc, move: Move[Any, Any, Any]) -> Verdict:
     if arc.assign is None:
-        return Accepted(arc)
+        return _timed(spec, arc, None, move)
     try:
         made = arc.assign(move)
     except KeyboardInterrupt:
@@ -148,13 +153,56 @@ def _assigned(spec: AnySpec, head: Head, arc: Arc, move: Move[Any, Any, Any]) ->
         made.close()
         return Refused(_guard_error(move, arc.assign, "is async; an assign is a plain function"))
     try:
-        text, _ = spec.context_codec.encode(made)
+        text, copy = spec.context_codec.encode(made)
     except Unstorable as e:
         return Refused(_because(InvalidContext(f"{_name(arc.assign)} made a context for {head.id!r}: {e}"), e))
-    return Accepted(arc, text)
+    return _timed(spec, arc, text, evolve(move, context=copy) if arc.timers else move)
 
 
-def _guard_error(move: Move[Any, Any, Any], callback: Callable[..., Any], why: str) -> GuardError:
+def _timed(spec: AnySpec, arc: Arc, context: str | None, after: Move[Any, Any, Any]) -> Verdict:
+    """The edge is taken; its target's timeouts are told by the move with the context it makes."""
+    timers = timed(spec, arc.timers, after) if arc.timers else ()
+    return Refused(timers) if isinstance(timers, GuardError) else Accepted(arc, context, timers)
+
+
+def timed(spec: AnySpec, timers: Sequence[Timer], entry: Move[Any, Any, Any]) -> tuple[Put, ...] | GuardError:
+    """The due rows of a state that was entered by this move."""
+    puts: list[Put] = []
+    for timer in timers:
+        delay: object = timer.delay
+        if callable(delay):
+            try:
+                delay = delay(entry)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as e:  # noqa: BLE001  # as for guards
+                error = _guard_error(entry, timer.delay, f"raised {_text(e)}")
+                error.__cause__ = e
+                return error
+        if delay is None:
+            continue
+        if isinstance(delay, datetime) and delay.tzinfo is not None:
+            try:
+                at = delay.astimezone(UTC)
+            except OverflowError:  # a row that no store could read again would stop everybody's timers
+                return _guard_error(entry, timer.delay, f"answered {delay!r}, which no calendar has in UTC")
+            puts.append(Put(timer.row, entry.seq, version=spec.version, at=at))
+        elif isinstance(delay, timedelta) and delay <= LONGEST:
+            puts.append(Put(timer.row, entry.seq, version=spec.version, wait=max(delay, _NOW)))
+        else:
+            if inspect.iscoroutine(delay):
+                delay.close()
+            why = f"answered {delay!r}, neither timedelta (of 1,000 years at most), aware datetime nor None"
+            return _guard_error(entry, timer.delay, why)
+    return tuple(puts)
+
+
+def _plainly(spec: AnySpec, timers: Sequence[Timer], seq: int) -> tuple[Put, ...]:
+    """The same where no timer is told by a function."""
+    return tuple(Put(timer.row, seq, version=spec.version, wait=cast("timedelta", timer.delay)) for timer in timers)
+
+
+def _guard_error(move: Move[Any, Any, Any], callback: object, why: str) -> GuardError:
     return GuardError(move.id, move.source, move.event, _name(callback), why)
 
 
@@ -163,7 +211,7 @@ def _because(error: WorkflowError, cause: BaseException) -> WorkflowError:
     return error
 
 
-def _name(callback: Callable[..., Any]) -> str:
+def _name(callback: object) -> str:
     return str(getattr(callback, "__qualname__", callback))
 
 
@@ -172,6 +220,26 @@ def _text(error: BaseException) -> str:
 
 
 # --- lines ----------------------------------------------------------------------------------------
+
+
+def begun(spec: AnySpec, id: str, context: str, now: datetime) -> tuple[Put, ...] | GuardError:
+    """The timeouts of the initial state."""
+    timers = spec.tables.timers.get(word(spec.initial), ())
+    if not any(callable(timer.delay) for timer in timers):
+        return _plainly(spec, timers, 1)
+    value = spec.context_codec.decode(context)
+    entry: Move[Any, Any, Any] = Move(
+        workflow=spec.name,
+        id=id,
+        seq=1,
+        source=None,
+        event=None,
+        target=spec.initial,
+        context=value,
+        at=now,
+        changes=None,
+    )
+    return timed(spec, timers, entry)
 
 
 def born(
@@ -222,6 +290,7 @@ def moved(
     key: str | None = None,
     payload: str | None = None,
     chain: int = 0,
+    kind: str = "event",
 ) -> tuple[Line, Head]:
     """The line of an accepted event, and the head after it."""
     arc = verdict.arc
@@ -237,7 +306,7 @@ def moved(
         head.workflow,
         head.id,
         seq,
-        "event",
+        kind,
         arc.source,
         arc.event,
         arc.target,
@@ -283,6 +352,7 @@ def noted(
     event: str | None = None,
     payload: str | None = None,
     chain: int = 0,
+    key: str | None = None,
 ) -> tuple[Line, Head]:
     """A line that leaves the state alone: an update, a refusal, a giving up."""
     seq = head.seq + 1
@@ -298,6 +368,7 @@ def noted(
         commit_id=author.commit_id,
         by=author.token,
         context_seq=head.context_seq if context is None else seq,
+        key=key,
         payload=payload,
         context=context,
         chain=chain,

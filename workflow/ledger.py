@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from . import circle
 from .clock import Clock
@@ -18,6 +18,7 @@ from .errors import StoreError, StoreUnavailable
 from .house import House
 from .incarnation import Incarnation
 from .kernel import AnySpec
+from .observer import Watch
 from .record import Answer, Commit, Committed, Due, Head, Locked, Put
 from .rest import Rest
 from .sight import LONGEST_PAUSE, Sight
@@ -32,12 +33,15 @@ FIRST_PAUSE = 0.01
 class Ledger(Sight):
     """Reads and writes for one spec, signed by one incarnation."""
 
-    def __init__(self, spec: AnySpec, store: Store, clock: Clock | None, lease: timedelta) -> None:
+    def __init__(
+        self, spec: AnySpec, store: Store, clock: Clock | None, lease: timedelta, watch: Watch | None = None
+    ) -> None:
         super().__init__(spec, store, clock, lease, Incarnation(), Rest())
         self.store = store
+        self.watch = Watch() if watch is None else watch
         self.house = House()
-        self.made_work: Callable[[], None] = lambda: None
-        """Told when a commit left work that is due and nobody's; set by `worker`."""
+        self.made_work: Callable[[datetime | None], None] = lambda at: None
+        """Told when a commit left work that nobody does yet, and when it is due (None: now); set by `background`."""
         self._place = id(store)
         self._heads: OrderedDict[str, Head] = OrderedDict()
 
@@ -64,8 +68,11 @@ class Ledger(Sight):
                     raise
                 unknown: Exception = e
             else:
-                if not (repeated and isinstance(answers[0], Locked)):
-                    return answers[0], repeated
+                answer = answers[0]
+                if type(answer) is Committed and commit.changes[0].lines and self.watch.hears_lines():
+                    self.watch.committed(commit, answer.at)
+                if not (repeated and isinstance(answer, Locked)):
+                    return answer, repeated
                 unknown = TimeoutError("the instance is locked, perhaps by the first try")
             if deadline is not None and loop.time() + pause > deadline:
                 raise StoreUnavailable(

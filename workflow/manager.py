@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Generic, Literal, Self
+from typing import Any, Literal, Self
 
 from . import circle, intake, view
+from .background import Background
 from .call import Caller
 from .clock import Clock
 from .codec import checked
 from .commit import Writer
-from .effect import Result, Run, Runner
+from .cron import Schedule
+from .effect import Runner
 from .errors import (
     Busy,
-    HookFailed,
     IllegalTransition,
-    LeaseLost,
     Reentrant,
     UnknownInstance,
-    UnknownState,
 )
+from .front import seconds
 from .kernel import Accepted, judge
-from .plan import Compensate, Plan, Send, Start
+from .observer import Observer, Watch
+from .operator import Operator
+from .places import Places
+from .plan import Compensate, Send, Start
 from .record import Instance, Outcome, Resumed, Status, Transition
-from .sight import Written, think
+from .scheduler import Scheduler, by_name
+from .sight import think
 from .spec import C, E, S, Spec
 from .store import Store, Transaction, inside
-from .within import Within, joined
+from .ticker import Ticker
+from .timekeeper import Timekeeper
 from .word import word
-from .worker import Worker
 
 _PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
 
 
-class Manager(Generic[S, E, C]):
+class Manager(Operator[S, E, C], Timekeeper[S, E, C], Scheduler[S, E, C]):
     """Runs the instances of one spec on one store; use it as `async with Manager(spec, store)`.
 
     Entering opens the store and starts the background loop (`work=False`: none; then only calls run
     effects). Leaving gives running hooks `drain` to end, then cancels them and hands their leases
     back. `concurrency` bounds the effects that the loop runs at once, and the threads for `def`
     hooks. `lease` is how long a dead process's work stays its own. `clock` overrides the store's.
+    With `inline=False` calls answer right after their commit, and effects are left to whichever process
+    finds them due first. `observer` is told what happens; by default a `LoggingObserver`. `schedules` tick
+    once over all processes that name them.
     """
 
     def __init__(
@@ -55,6 +62,9 @@ class Manager(Generic[S, E, C]):
         concurrency: int = 64,
         lease: timedelta = timedelta(seconds=30),
         drain: timedelta = timedelta(seconds=30),
+        inline: bool = True,
+        observer: Observer | None = None,
+        schedules: Sequence[Schedule[E, C]] = (),
     ) -> None:
         if not isinstance(spec, Spec) or not hasattr(store, "__aenter__"):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
             raise TypeError(f"a Manager takes a Spec and a store, not {spec!r} and {store!r}")
@@ -64,6 +74,8 @@ class Manager(Generic[S, E, C]):
             raise ValueError(f"lease must be longer than nothing, not {lease}")
         if drain < timedelta(0):
             raise ValueError(f"drain must not be negative, not {drain}")
+        self._named = by_name(schedules)
+        self.watch = Watch(observer)
         spec.hold()
         self.spec = spec
         self.store = store
@@ -72,6 +84,8 @@ class Manager(Generic[S, E, C]):
         self._concurrency = concurrency
         self._lease = lease
         self._drain = drain
+        self._inline = inline
+        self._employed: tuple[Places, timedelta] | None = None
         self._words: dict[Any, str] = {event: word(event) for event in spec.events}
         self._events = type(spec.events[0])
         self._writer: Writer | None = None
@@ -81,12 +95,16 @@ class Manager(Generic[S, E, C]):
         if self._writer is not None:
             raise RuntimeError("this Manager is open already; make a second one for a second opening")
         await self.store.__aenter__()
-        writer = Writer(self.spec, self.store, self._clock, self._lease)
+        writer = Writer(self.spec, self.store, self._clock, self._lease, self.watch, inline=self._inline)
         writer.house.open()
-        self._runner = Runner(writer, Caller(writer, self._concurrency))
+        places, drain = self._employed or (Places(self._concurrency), self._drain)
+        self._runner = Runner(writer, Caller(writer, places.size))
         writer.adopt = self._runner.start
-        self._worker = Worker(writer, self._runner, concurrency=self._concurrency, drain=self._drain)
-        self._worker.start(loop=self._works)
+        self._ticker = Ticker(writer, self._runner, self._named, self.send_later)
+        await self._register()
+        self._background = Background(writer, self._runner, places=places, drain=drain)
+        self._ticker.serve(self._background.firer)
+        self._background.start(loop=self._works or self._employed is not None)
         self._writer = writer
         return self
 
@@ -96,7 +114,7 @@ class Manager(Generic[S, E, C]):
         """Drain, stop the background, close the store."""
         writer = self._open()
         try:
-            await self._worker.stop()
+            await self._background.stop()
         finally:
             self._writer = None
             try:
@@ -107,10 +125,12 @@ class Manager(Generic[S, E, C]):
                     writer.incarnation.close()
                 await self.store.__aexit__(None, None, None)
 
-    def _open(self) -> Writer:
-        if self._writer is None:
-            raise RuntimeError("the Manager is not open; use `async with manager`")
-        return self._writer
+    def employ(self, terms: tuple[Places, timedelta] | None) -> None:
+        """For `Worker`: when it is opened next, the Manager works in these places and with this drain
+        instead of its own, whatever `work` says; None: no more."""
+        if terms is not None and self._writer is not None:
+            raise RuntimeError(f"the Manager of {self.spec.name!r} is open already; leave its opening to the Worker")
+        self._employed = terms
 
     # --- moving -----------------------------------------------------------------------------------
 
@@ -192,46 +212,6 @@ class Manager(Generic[S, E, C]):
             checked("a key", key)
         return await self._carry_out(Compensate(id, key, word(to)), timeout)
 
-    async def _carry_out(
-        self, plan: Plan, timeout: float | timedelta, within: object | None = None
-    ) -> Outcome[S, E, C]:
-        writer = self._open()
-        deadline = asyncio.get_running_loop().time() + _seconds(timeout)
-        if within is not None:
-            written = await Within(writer, joined(self.store, within)).run(plan, deadline)
-            return self._outcome(written, written.settled)
-        if inside(self.store):
-            raise Reentrant(plan.id, inside=True)
-        written = await writer.run(plan, deadline)
-        if written.held is None:
-            outcome = self._outcome(written, written.settled)
-            if written.fault is not None:
-                raise HookFailed(outcome, written.culprit, 1, written.retry_at, str(written.fault))
-            return outcome
-        run = self._runner.start(written.held)
-        with circle.waiting(writer.node(run.id)):
-            await run.over(deadline)
-        return self._attended(written, run)
-
-    def _attended(self, written: Written, run: Run) -> Outcome[S, E, C]:
-        """What the sender hears of the effects of his own move."""
-        if not run.result.done():
-            return self._outcome(written, False, run.head.state)
-        result = run.result.result()
-        outcome = self._outcome(written, result.settled, result.head.state)
-        _raise(outcome, result)
-        return outcome
-
-    def _outcome(self, written: Written, settled: bool, state: str | None = None) -> Outcome[S, E, C]:
-        line = view.transition(self.spec, written.line, written.context)
-        try:
-            now = self.spec.state_of(written.head.state if state is None else state)
-        except KeyError:  # a newer version of the spec has moved it on
-            unknown = UnknownState(line.workflow, line.id, written.head.state if state is None else state)
-            unknown.committed = True
-            raise unknown from None
-        return Outcome(line, now, written.duplicate, settled)
-
     # --- looking ----------------------------------------------------------------------------------
 
     async def settled(self, id: str, *, timeout: float | timedelta = 30.0) -> Instance[S, C]:
@@ -244,13 +224,13 @@ class Manager(Generic[S, E, C]):
         if inside(self.store):
             raise Reentrant(id, inside=True)
         loop = asyncio.get_running_loop()
-        deadline, tries = loop.time() + _seconds(timeout), 0
+        deadline, tries = loop.time() + seconds(timeout), 0
         while True:
             loaded = await writer.load(id)
             if loaded is None:
                 raise UnknownInstance(self.spec.name, id)
             due = loaded.effects
-            if due is None or due.held or loaded.head.status not in (Status.RUNNING, Status.FINISHED):
+            if due is None or due.held or loaded.head.status in (Status.PAUSED, Status.FAILED):
                 return view.instance(self.spec, loaded.head)
             if circle.closes(writer.node(id)):
                 raise Reentrant(id)
@@ -293,12 +273,6 @@ class Manager(Generic[S, E, C]):
                 events.append(event)
         return tuple(events)
 
-    async def _load(self, id: str) -> Any:
-        loaded = await self._open().load(id)
-        if loaded is None:
-            raise UnknownInstance(self.spec.name, id)
-        return loaded.head
-
     async def resume(self) -> Resumed:
         """Try once everything that was due when called and that no living process owns.
 
@@ -307,22 +281,4 @@ class Manager(Generic[S, E, C]):
         self._open()
         if inside(self.store):
             raise RuntimeError("resume() would wait for the transaction that this task is inside; call it afterwards")
-        return await self._worker.resume()
-
-
-def _seconds(timeout: float | timedelta) -> float:
-    if type(timeout) is float and 0.0 <= timeout <= 1e9:
-        return timeout
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if not 0 <= seconds < float("inf"):
-        raise ValueError(f"timeout must be a finite number of seconds, not {timeout}")
-    return seconds
-
-
-def _raise(outcome: Outcome[Any, Any, Any], result: Result) -> None:
-    """What the caller must hear of effects that did not end well."""
-    if result.lost:
-        raise LeaseLost(outcome.transition.id, result.culprit)
-    if result.fault is not None:
-        error = HookFailed(outcome, result.culprit, result.attempt, result.retry_at, str(result.fault))
-        raise error from result.error
+        return await self._background.resume()

@@ -12,12 +12,15 @@ from typing import Any, Protocol, TypeAlias
 
 from msgspec import Struct
 
-from .errors import AlreadyStarted, UnknownInstance, WorkflowError
-from .kernel import Accepted, AnySpec, Author, born, judge, moved, straight
-from .queue import Desk, Fault, lease_of, owe
+from .codec import alike
+from .errors import AlreadyStarted, GuardError, UnknownInstance, WorkflowError
+from .kernel import Accepted, AnySpec, Author, begun, born, judge, moved, straight
+from .owed import Desk, Fault, Step, lease_of
+from .place import owe
+from .queue import puts
 from .record import QUEUE, Change, Head, Kind, Line, Loaded, Put
 from .stack import Peek, today
-from .undoing import compensate
+from .undoing import TAKEN_UP, compensate
 
 
 class Decided(Struct, frozen=True, gc=False):
@@ -61,6 +64,10 @@ class Around(Protocol):
         """All that a step of the queue needs."""
         ...
 
+    def runs(self, loaded: Loaded) -> bool:
+        """Is an effect of it running: is the lease on its queue a live one?"""
+        ...
+
 
 class Plan(Protocol):
     """One call's intention."""
@@ -69,6 +76,9 @@ class Plan(Protocol):
     key: str | None
     blind: bool
     """Decide without a look at the store first: a head is not expected, and none is waited for."""
+    waits: bool
+    """In the order of arrival, and until no effects of the instance run; else at once, beside everybody, and
+    on a fresh sight with all due rows."""
 
     def decide(self, around: Around, loaded: Loaded | None) -> Decision | Deciding:
         """What to write on this head, or why not; a generator where somebody must be asked."""
@@ -87,19 +97,23 @@ class Start(Struct, gc=False):
     context: str
     labels: str | None
     blind: bool = True
+    waits: bool = True
 
     def decide(self, around: Around, loaded: Loaded | None) -> Decision:
         """See `Plan.decide`."""
         if loaded is not None:
             return AlreadyStarted(around.spec.name, self.id)
+        timers = begun(around.spec, self.id, self.context, around.now())
+        if isinstance(timers, GuardError):
+            return timers
         author = around.author()
         line, head = born(around.spec, self.id, self.context, self.labels, author, self.key)
-        puts = owe(around.lessee(author), around.lease, (line,), None) if line.owes else ()
-        return Decided(_appended(0, (line,), head, puts), line, head, (line,) if line.owes else ())
+        rows = owe(around.lessee(author), around.lease, (line,), None) if line.owes else ()
+        return Decided(_appended(0, (line,), head, rows + timers), line, head, (line,) if line.owes else ())
 
     def same(self, spec: AnySpec, line: Line, peek: Peek) -> Generator[Any, Any, bool]:
         """See `Plan.same`."""
-        return line.kind == Kind.START and line.context == self.context
+        return line.kind == Kind.START and alike(line.context, self.context, line.commit_id)
         yield
 
 
@@ -115,6 +129,7 @@ class Send(Struct, gc=False):
     start: str | None = None
     """Context of the instance to be started if there is none."""
     blind: bool = False
+    waits: bool = True
 
     def decide(self, around: Around, loaded: Loaded | None) -> Decision | Deciding:
         """See `Plan.decide`."""
@@ -134,25 +149,31 @@ class Send(Struct, gc=False):
     def _written(self, around: Around, loaded: Loaded, verdict: Accepted) -> Decided:
         author = around.author()
         line, head = moved(around.spec, loaded.head, verdict, author, key=self.key, payload=self.payload)
+        drops = verdict.arc.drops
         if not line.owes:
-            return Decided(_appended(loaded.head.seq, (line,), head, ()), line, head)
-        puts = owe(around.lessee(author), around.lease, (line,), loaded.effects)
-        return Decided(_appended(loaded.head.seq, (line,), head, puts), line, head, (line,))
+            return Decided(_appended(loaded.head.seq, (line,), head, verdict.timers, drops), line, head)
+        rows = owe(around.lessee(author), around.lease, (line,), loaded.effects) + verdict.timers
+        return Decided(_appended(loaded.head.seq, (line,), head, rows, drops), line, head, (line,))
 
     def _first(self, around: Around, context: str) -> Deciding:
         author = around.author()
+        timers = begun(around.spec, self.id, context, around.now())
+        if isinstance(timers, GuardError):
+            return timers
         start, head = born(around.spec, self.id, context, None, author, None)
         verdict = yield from judge(around.spec, head, self.event, self.value, around.now())
         if not isinstance(verdict, Accepted):
             return verdict.error
         line, head = moved(around.spec, head, verdict, author, key=self.key, payload=self.payload)
         lines = (start, line)
-        puts = owe(around.lessee(author), around.lease, lines, None)
-        return Decided(_appended(0, lines, head, puts), line, head, tuple(ln for ln in lines if ln.owes))
+        left = timers if verdict.arc.stay else verdict.timers
+        rows = owe(around.lessee(author), around.lease, lines, None) + left
+        return Decided(_appended(0, lines, head, rows), line, head, tuple(ln for ln in lines if ln.owes))
 
     def same(self, spec: AnySpec, line: Line, peek: Peek) -> Generator[Any, Any, bool]:
         """See `Plan.same`."""
-        return line.kind == Kind.EVENT and line.event == self.event and line.payload == self.payload
+        same = line.kind == Kind.EVENT and line.event == self.event
+        return same and alike(line.payload, self.payload, line.commit_id)
         yield
 
 
@@ -163,6 +184,7 @@ class Compensate(Struct):
     key: str | None
     to: str
     blind: bool = False
+    waits: bool = True
 
     def decide(self, around: Around, loaded: Loaded | None) -> Decision | Deciding:
         """See `Plan.decide`."""
@@ -173,25 +195,12 @@ class Compensate(Struct):
     def _decide(self, around: Around, loaded: Loaded) -> Deciding:
         desk = around.desk(self.id, around.author())
         step = yield from compensate(desk, loaded, self.to, self.key)
-        if isinstance(step, WorkflowError):
-            return step
-        seen = loaded.effects
-        change = Change(
-            workflow=loaded.head.workflow,
-            id=self.id,
-            seq=loaded.head.seq,
-            lines=step.lines,
-            head=step.head,
-            lease=None if seen is None else lease_of(seen),
-            puts=() if step.put is None else (step.put,),
-            drops=() if seen is None or step.put is not None else (QUEUE,),
-            held=step.held,
-        )
-        return Decided(change, step.lines[0], step.head, step.known, step.whole, step.fault, step.culprit)
+        return step if isinstance(step, WorkflowError) else stepped(loaded, step)
 
     def same(self, spec: AnySpec, line: Line, peek: Peek) -> Generator[Any, Any, bool]:
         """See `Plan.same`."""
-        if line.kind not in (Kind.COMPENSATE, Kind.RETRY):
+        mark = TAKEN_UP if line.kind == Kind.RETRY else None
+        if line.kind not in (Kind.COMPENSATE, Kind.RETRY) or not alike(line.payload, mark, line.commit_id):
             return False
         goal = line
         if line.goal:
@@ -199,5 +208,16 @@ class Compensate(Struct):
         return today(spec, goal.target) == self.to
 
 
-def _appended(seq: int, lines: tuple[Line, ...], head: Head, puts: tuple[Put, ...]) -> Change:
-    return Change(head.workflow, head.id, seq, lines, head, None, puts)
+def stepped(loaded: Loaded, step: Step) -> Decided:
+    """A step of the queue that a call asks for, as what it writes; its first line is the caller's."""
+    seen, head = loaded.effects, loaded.head
+    lease = None if seen is None else lease_of(seen)
+    drops = step.void if seen is None or step.put is not None else (QUEUE, *step.void)
+    change = Change(head.workflow, head.id, head.seq, step.lines, step.head, lease, puts(step), drops, step.held)
+    return Decided(change, step.lines[0], step.head, step.known, step.whole, step.fault, step.culprit)
+
+
+def _appended(
+    seq: int, lines: tuple[Line, ...], head: Head, puts: tuple[Put, ...], drops: tuple[str, ...] = ()
+) -> Change:
+    return Change(head.workflow, head.id, seq, lines, head, None, puts, drops)

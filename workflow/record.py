@@ -23,6 +23,10 @@ UNSTAMPED = datetime(1, 1, 1, tzinfo=UTC)
 """The time of a row that no store has written yet: the store stamps it as it commits."""
 QUEUE = "effects"
 """Name of the due row that is an instance's queue of effects."""
+TIMEOUT = "timeout/"
+"""What the names of due rows begin with that are timeouts of a state."""
+LATER = "later/"
+"""What the names of due rows begin with that are events sent with a delay."""
 
 
 class Status(StrEnum):
@@ -168,12 +172,14 @@ class Put(Struct, frozen=True, gc=False):
 
 
 class Lease(Struct, frozen=True, gc=False):
-    """What a commit expects of the instance's `effects` row."""
+    """What a commit expects of a due row of the instance's."""
 
     token: str | None
     seq: int
     number: int
     attempt: int
+    name: str = QUEUE
+    """Which due row is compared."""
 
 
 class Change(Struct, frozen=True, gc=False):
@@ -192,6 +198,8 @@ class Change(Struct, frozen=True, gc=False):
     """Names of due rows to remove."""
     held: bool | None = None
     """When set, all due rows of the instance, those just put included, become held or free."""
+    erase: bool = False
+    """Payloads, contexts and reasons of its lines before these are removed."""
 
 
 class Commit(Struct, frozen=True, gc=False):
@@ -226,11 +234,11 @@ class Duplicate(Struct, frozen=True, gc=False):
 
 
 class Lost(Struct, frozen=True, gc=False):
-    """The effects row belongs to another owner, or stands at another attempt. Nothing was written."""
+    """The due row belongs to another owner, or stands at another attempt. Nothing was written."""
 
 
 class Gone(Struct, frozen=True, gc=False):
-    """The effect that was to be settled is settled already. Nothing was written."""
+    """The effect that was to be settled is settled already, the timer fired or dropped. Nothing was written."""
 
 
 class Locked(Struct, frozen=True, gc=False):
@@ -247,6 +255,8 @@ class Loaded(Struct, frozen=True, gc=False):
     effects: Due | None
     queue: tuple[Line, ...]
     """The first two owing lines from the effects row's line on; none without that row."""
+    rows: tuple[Due, ...] = ()
+    """All its due rows, in order of name, if they were asked for."""
 
 
 class Page(Struct, frozen=True, gc=False):

@@ -20,8 +20,9 @@ from .clock import Clock, SystemClock
 from .errors import Busy, GuardError, KeyConflict, StoreError
 from .incarnation import Incarnation
 from .kernel import AnySpec, Author
+from .lifecycle import known_again
+from .owed import Desk, Fault, Held, settled, undoing
 from .plan import Decided, Deciding, Decision, Plan
-from .queue import Desk, Fault, Held, settled, undoing
 from .record import UNSTAMPED, Change, Commit, Head, Kind, Line, Loaded, Status
 from .rest import Rest
 from .view import transition
@@ -38,7 +39,7 @@ _MOMENT = 0.5
 class Reader(Protocol):
     """What can show instances. See `Store` for each verb."""
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """Heads and what they owe."""
         ...
 
@@ -124,8 +125,12 @@ class Sight:
                 after = page[-1].seq
             return None
 
+        async def rows() -> tuple[str, ...]:
+            loaded = await self.load(id, rows=True)
+            return () if loaded is None else tuple(row.name for row in loaded.rows)
+
         token = author.token if leasing else None
-        return Desk(self.spec, author, token, self.lease, self.now(), random.random(), peek, more)
+        return Desk(self.spec, author, token, self.lease, self.now(), random.random(), peek, more, rows)
 
     def commit(self, change: Change, commit_id: str) -> Commit:
         """The change as a commit of its own."""
@@ -146,8 +151,10 @@ class Sight:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    async def load(self, id: str) -> Loaded | None:
-        """A fresh look at one instance."""
+    async def load(self, id: str, *, rows: bool = False) -> Loaded | None:
+        """A fresh look at one instance, with `rows` at all that is due of it."""
+        if rows:
+            return (await self.reader.load(self.spec.name, (id,), rows=True))[0]
         return (await self.reader.load(self.spec.name, (id,)))[0]
 
     async def context_of(self, line: Line) -> str:
@@ -175,10 +182,26 @@ class Sight:
         head = loaded.head
         context = head.context if line.context_seq == head.context_seq else await self.context_of(line)
         desk = self.desk(plan.id, self.author())
-        if not await think(plan.same(self.spec, line, desk.peek)):
+        if not await think(plan.same(self.spec, await self.in_full(line, head), desk.peek)):
             raise KeyConflict(plan.id, plan.key or "", transition(self.spec, line, context))
         done = settled(loaded, line.seq) and not (line.kind == Kind.COMPENSATE and undoing(loaded))
         return Written(line, context, head, True, done)
+
+    def runs(self, loaded: Loaded) -> bool:
+        """See `plan.Around`."""
+        due = loaded.effects
+        if due is None or due.token is None:
+            return False
+        if due.token == self.incarnation.token and loaded.head.id in self.rest:
+            return True
+        return due.at > self.now() and not incarnation.dead((due.token,))
+
+    async def in_full(self, line: Line, head: Head) -> Line:
+        """The line, with what is kept of its payload or context where these were erased."""
+        if head.status != Status.ERASED or line.seq >= head.seq:
+            return line
+        (last,) = await self.reader.history(self.spec.name, line.id, head.seq - 1, 1)
+        return known_again(line, last)
 
     def occupied(self, loaded: Loaded) -> float | None:
         """None if an event may be judged now; else the most seconds before another look makes sense."""

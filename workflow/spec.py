@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import timedelta
 from enum import Enum
 from typing import Any, Generic, Literal, cast
 
 import msgspec
-from attrs import frozen
 
 from .check import Drawing, Way, hook_problems, option_problems, problems
 from .codec import Codec
@@ -19,53 +16,15 @@ from .errors import InvalidSpec
 from .record import Head, Line, Loaded, Query, Status, Stuck
 from .retry import Retry
 from .store import Store
+from .table import Callback, Tables, callback, callbacks, compiled
+from .word import After, Edge, Hook, Hooks, Register, RegisterUndo, Undos, Wild, word
 from .word import C as C
 from .word import E as E
-from .word import Edge, Hook, Hooks, Register, RegisterUndo, Undos, Wild, word
 from .word import S as S
 
 Point = Literal["on_enter", "on_exit", "compensators"]
 _ALIVE = frozenset({"running", "paused", "failed", "finished"})
 _PAGE = 500
-_PREFIX = {"on_enter": "enter", "on_exit": "exit", "compensators": "undo"}
-
-
-@frozen
-class Callback:
-    """A hook or compensator as drawn, with what a decorator said of it."""
-
-    call: Callable[[Any], Any]
-    name: str
-    retry: Retry | None = None
-    timeout: timedelta | None = None
-    waits: bool = False
-    """It is a coroutine function: it runs on the loop, others in a thread."""
-
-
-@frozen
-class Arc:
-    """An edge seen from one source state, all in words."""
-
-    source: str
-    event: str
-    target: str
-    stay: bool
-    guard: Callable[[Any], Any] | None
-    assign: Callable[[Any], Any] | None
-    owes: tuple[str, ...]
-    """Names of the effects it causes: exit hooks, action, enter hooks."""
-    plain: bool
-    """Neither guard nor assign: judged without calling anybody."""
-
-
-@frozen
-class Tables:
-    """What the engine looks up; made once all decorators have run."""
-
-    arcs: Mapping[str, Mapping[str, tuple[Arc, ...]]]
-    effects: Mapping[str, Callback]
-    enter: Mapping[str, tuple[str, ...]]
-    undo: Mapping[str, tuple[str, ...]]
 
 
 class Spec(Generic[S, E, C]):
@@ -73,7 +32,9 @@ class Spec(Generic[S, E, C]):
 
     `edges` are tried in the order given. `context` is the type of the data each instance carries,
     `payloads` names the types that events carry. Hooks run after the commit, at least once, in
-    order; compensators undo what entering their state did. All problems of the drawing are raised
+    order; compensators undo what entering their state did. `timeouts` send an event when a state has
+    lasted for so long. An effect that fails is tried again by `retry`; when it is given up the
+    instance has failed, or `on_failure` is sent to it. All problems of the drawing are raised
     together as `InvalidSpec`.
     """
 
@@ -89,7 +50,9 @@ class Spec(Generic[S, E, C]):
         on_exit: Mapping[S, Hooks[S, E, C]] = {},
         compensators: Mapping[S, Undos[S, E, C]] = {},
         payloads: Mapping[E, Any] = {},
+        timeouts: Mapping[S, After[S, E, C] | Sequence[After[S, E, C]]] = {},
         retry: Retry = Retry(),  # noqa: B008  # frozen
+        on_failure: E | None = None,
         renames: Mapping[str, S] = {},
         version: int = 1,
         max_chain: int = 100,
@@ -108,10 +71,12 @@ class Spec(Generic[S, E, C]):
         self.version = version
         self.max_chain = max_chain
         self._hooks: dict[Point, dict[S, list[Callback]]] = {
-            "on_enter": {state: _callbacks(hooks) for state, hooks in on_enter.items()},
-            "on_exit": {state: _callbacks(hooks) for state, hooks in on_exit.items()},
-            "compensators": {state: _callbacks(undos) for state, undos in compensators.items()},
+            "on_enter": {state: callbacks(hooks) for state, hooks in on_enter.items()},
+            "on_exit": {state: callbacks(hooks) for state, hooks in on_exit.items()},
+            "compensators": {state: callbacks(undos) for state, undos in compensators.items()},
         }
+        self._timeouts = {state: _several(afters) for state, afters in timeouts.items()}
+        self.on_failure = on_failure
         self._held = False
         self._tables: Tables | None = None
         self.drawing = Drawing(
@@ -126,6 +91,8 @@ class Spec(Generic[S, E, C]):
             version=version,
             max_chain=max_chain,
             retry=retry,
+            timeouts=self._timeouts,
+            on_failure=on_failure,
         )
         found = problems(self.drawing)
         if found:
@@ -145,8 +112,8 @@ class Spec(Generic[S, E, C]):
         """Decorator: run this hook after `state` was entered. Returns the function unchanged.
 
         `name` keeps the hook's identity when the function is renamed, `retry` overrides the spec's,
-        after `timeout` an async hook is cancelled and has failed. Raises InvalidSpec for a state
-        that cannot be entered, RuntimeError once a Manager holds the spec.
+        after `timeout` (without the wait for a thread) an async hook is cancelled and has failed.
+        Raises InvalidSpec for a state that cannot be entered, RuntimeError once a Manager holds the spec.
         """
         return self._register("on_enter", state, name, retry, timeout)
 
@@ -172,7 +139,7 @@ class Spec(Generic[S, E, C]):
             found += option_problems(point, state, hook, name, retry, timeout)
             if found:
                 raise InvalidSpec(self.name, found)
-            self._hooks[point].setdefault(state, []).append(_callback(hook, name, retry, timeout))
+            self._hooks[point].setdefault(state, []).append(callback(hook, name, retry, timeout))
             self._tables = None
             return hook
 
@@ -248,7 +215,7 @@ class Spec(Generic[S, E, C]):
     def tables(self) -> Tables:
         """The compiled drawing."""
         if self._tables is None:
-            self._tables = self._compile()
+            self._tables = compiled(self.edges, self.drawing.ways, self._hooks, self._timeouts, self.renames)
         return self._tables
 
     def state_of(self, text: str) -> S:
@@ -276,38 +243,9 @@ class Spec(Generic[S, E, C]):
         """How the payload of the event with this word is written."""
         return self._plain if event is None else self._payloads.get(event, self._plain)
 
-    def _compile(self) -> Tables:
-        effects: dict[str, Callback] = {}
-        owed: dict[str, dict[str, tuple[str, ...]]] = {}
-        for point, states in self._hooks.items():
-            owed[point] = {
-                word(state): _named(effects, f"{_PREFIX[point]}/{word(state)}", callbacks)
-                for state, callbacks in states.items()
-            }
-        arcs: dict[str, dict[str, list[Arc]]] = {}
-        for edge, way in zip(self.edges, self.drawing.ways, strict=True):
-            actions = [] if edge.action is None else _callbacks(edge.action)
-            for source in way.sources:
-                here, event = word(source), word(edge.event)
-                twins = arcs.setdefault(here, {}).setdefault(event, [])
-                label = edge.name if edge.name is not None else str(len(twins))
-                action = _named(effects, f"action/{here}/{event}/{label}", actions)
-                stay = edge.target is Wild.STAY
-                target = here if isinstance(edge.target, Wild) else word(edge.target)
-                owes = action if stay else owed["on_exit"].get(here, ()) + action + owed["on_enter"].get(target, ())
-                plain = edge.guard is None and edge.assign is None
-                twins.append(Arc(here, event, target, stay, edge.guard, edge.assign, owes, plain))
-        for old, state in self.renames.items():  # what was owed under the former word is owed under it still
-            for name, callback in list(effects.items()):
-                spot, _, rest = name.partition("/")
-                if rest.startswith(f"{word(state)}/"):
-                    effects.setdefault(f"{spot}/{old}/{rest.removeprefix(f'{word(state)}/')}", callback)
-        return Tables(
-            arcs={s: {e: tuple(a) for e, a in by_event.items()} for s, by_event in arcs.items()},
-            effects=effects,
-            enter=owed["on_enter"],
-            undo=owed["compensators"],
-        )
+
+def _several(afters: After[S, E, C] | Sequence[After[S, E, C]]) -> tuple[After[S, E, C], ...]:
+    return tuple(afters) if isinstance(afters, Sequence) else (afters,)
 
 
 def _stuck(head: Head, why: str) -> Stuck:
@@ -340,32 +278,3 @@ def _way(edge: Edge[Any, Any, Any], initial: Enum, final: frozenset[Any]) -> Way
         assign=edge.assign,
         action=edge.action,
     )
-
-
-def _callbacks(hooks: Hooks[Any, Any, Any] | Undos[Any, Any, Any]) -> list[Callback]:
-    several = cast("Sequence[Callable[[Any], Any]]", hooks if isinstance(hooks, Sequence) else (hooks,))
-    return [_callback(hook, None, None, None) for hook in several]
-
-
-def _callback(hook: Callable[[Any], Any], name: str | None, retry: Retry | None, timeout: timedelta | None) -> Callback:
-    inner: Any = hook
-    while isinstance(inner, functools.partial):
-        inner = cast("Any", inner.func)
-    known = name if name is not None else getattr(inner, "__qualname__", type(inner).__qualname__)
-    method = getattr(cast("object", type(inner)), "__call__", None)  # noqa: B004  # an object may have an async one
-    waits = inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(method)
-    return Callback(hook, known, retry, timeout, waits)
-
-
-def _named(effects: dict[str, Callback], point: str, callbacks: Sequence[Callback]) -> tuple[str, ...]:
-    """Give each callback its persisted name, `#2` for the second of one name, and file it."""
-    names: list[str] = []
-    for callback in callbacks:
-        plain = f"{point}/{callback.name}"
-        count, name = 1, plain
-        while name in effects:
-            count += 1
-            name = f"{plain}#{count}"
-        names.append(name)
-        effects[name] = callback
-    return tuple(names)

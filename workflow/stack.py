@@ -47,6 +47,20 @@ def base(
     return None
 
 
+def bottom(
+    spec: AnySpec, head: Head, peek: Peek
+) -> Generator[Awaitable[Any], Any, tuple[Line, Line] | UnknownState | None]:
+    """The first entry and the one just above it; otherwise as `base`."""
+    above: Line = yield peek(head.top)
+    entry = above
+    while entry.below:
+        above = entry
+        if not spec.knows(above.target):
+            return UnknownState(head.workflow, head.id, above.target)
+        entry = yield peek(entry.below)
+    return None if entry is above else (entry, above)
+
+
 def undo(
     spec: AnySpec, head: Head, goal: int, void: Spans, author: Author, peek: Peek, key: str | None = None
 ) -> Generator[Awaitable[Any], Any, tuple[list[Line], Head]]:

@@ -45,28 +45,30 @@ class Store(Protocol):
            this commit's id, the commit landed before: `Committed`. Else, if a line of another
            commit bears the key of one of the change's lines: `Duplicate`. Else `Conflicted`.
         2. No line of the instance bears a key of the change's lines. Else `Duplicate`.
-        3. If `change.lease` is given: the `effects` row is there and not yet past
+        3. If `change.lease` is given: the due row of that name is there and not yet past
            (lease.seq, lease.number), else `Gone`; its token, place and attempt are the lease's,
            else `Lost`. Whether the lease has run out does not matter: the token counts.
 
         Then: lines are appended, the head is replaced (never merged), `drops` are removed, `puts`
         written, and last `held` applied. Lines and head are stamped with the later of the time of
         the commit and the old head's `changed_at`; a new head's `started_at` is its stamp, an old
-        one's stays. A put's `wait` counts from the time of the commit.
+        one's stays. A put's `wait` counts from the time of the commit. With `change.erase` the earlier
+        lines of the instance lose `payload`, `context` and `reason`.
 
         A commit over several changes (of different instances) answers for all of them with the first
         answer, in order of (workflow, id), that is not `Committed`, and then leaves no trace; if one
         of them landed before, all did. Of two commits in one call that touch one instance the
         earlier goes first. `timeout` (seconds) bounds the wait for other transactions: `Locked`.
 
-        `Committed.leased` is the row that this commit put or compared, if its token is the commit's;
+        `Committed.leased` is the `effects` row if this commit put or compared it and its token is the commit's;
         for a commit that landed before, the present row, if its token is the commit's.
         """
         ...
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """The heads of these ids in this order, None where there is none; each with its effects row
-        and the first two owing lines from that row's line on, all of one instant."""
+        and the first two owing lines from that row's line on, and if `rows` with all its due rows;
+        all of one instant."""
         ...
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
@@ -101,7 +103,7 @@ class Store(Protocol):
         dead: Collection[str] = (),
         now: datetime | None = None,
     ) -> Sequence[Due]:
-        """Take up to `limit` rows that are due, or whose token is one of `dead`, earliest first.
+        """Take up to `limit` rows: those whose token is one of `dead`, and those that are due, earliest first.
 
         Only rows of the named workflows with a version at most the one given; never a held row. Each
         row goes to one owner: its token becomes `token`, its attempt grows by one, its time becomes
@@ -153,7 +155,7 @@ class Transaction(Protocol):
         no instance. False if another transaction still holds it after `timeout` seconds."""
         ...
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """See `Store.load`."""
         ...
 

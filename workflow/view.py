@@ -43,8 +43,15 @@ def state(spec: Spec[S, E, C], head: Head) -> S:
         raise UnknownState(head.workflow, head.id, head.state) from None
 
 
+def here(spec: Spec[S, E, C], head: Head) -> S:
+    """The state of the head; one that the spec no longer knows is given bare."""
+    return _known(spec.state_of, head.state)
+
+
 def context(spec: Spec[S, E, C], head: Head) -> C:
-    """The context of the head. Raises InvalidContext if this spec's type cannot hold it."""
+    """The context of the head, None where it was erased. Raises InvalidContext if this spec's type cannot hold it."""
+    if head.status == Status.ERASED:
+        return cast("C", None)
     try:
         return spec.context_codec.decode(head.context)
     except msgspec.DecodeError as e:

@@ -14,9 +14,9 @@ import msgspec
 from .errors import Busy, Conflict, StoreError, WorkflowError
 from .kernel import Author
 from .ledger import Ledger
+from .owed import Desk
 from .plan import Decided, Plan
-from .queue import Desk
-from .record import Committed, Duplicate, Loaded, Locked
+from .record import QUEUE, Committed, Duplicate, Loaded, Locked
 from .sight import Sight, Written, context_after
 from .store import Store, Transaction, Transactional
 
@@ -114,7 +114,7 @@ class Within(Sight):
 def _landed(decided: Decided, loaded: Loaded | None, answer: Committed) -> Written:
     """The plan stands, if the transaction will."""
     line = msgspec.structs.replace(decided.line, at=answer.at)
-    owed = bool(decided.change.puts) or (loaded is not None and loaded.effects is not None)
+    owed = any(put.name == QUEUE for put in decided.change.puts) or (loaded is not None and loaded.effects is not None)
     return Written(line, context_after(decided, line), decided.head, settled=not owed)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, overload
 
@@ -119,6 +119,24 @@ class Edge(Generic[S, E, C]):
     guard: Guard[S, E, C] | None = field(default=None, kw_only=True)
     assign: Assign[S, E, C] | None = field(default=None, kw_only=True)
     action: Hooks[S, E, C] | None = field(default=None, kw_only=True)
+    name: str | None = field(default=None, kw_only=True)
+
+
+LONGEST = timedelta(days=365_000)
+"""Longest delay of a timeout: what is due later has no date in any calendar."""
+
+
+@frozen
+class After(Generic[S, E, C]):
+    """A timeout: `event` is sent when the state has lasted for `delay` since it was entered.
+
+    `delay` may be a function of the move that enters (its context is the one after it): how long,
+    or when (an aware datetime), or None for no timeout. It must be pure. `name` tells two timeouts
+    of one state apart; without it the event's word does.
+    """
+
+    delay: timedelta | Callable[[Move[S, E, C]], timedelta | datetime | None]
+    event: E
     name: str | None = field(default=None, kw_only=True)
 
 

@@ -7,12 +7,15 @@ measured in turns with ours.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 
 from ..book import Book
 from ..case import Stage
+
+NEXT_DUE: Final = "next_due"
+CLAIM: Final = "claim of 100"
 
 
 @frozen
@@ -28,9 +31,15 @@ class Size:
     """How often each measurement is taken."""
     idle: float = 30.0
     """Seconds."""
+    delays: tuple[int, float] = (1_000, 10.0)
+    """How many timers, over how many seconds."""
+    timers: int = 1_000_000
+    """How many are pending while the next is asked for and some are claimed."""
 
 
-QUICK = Size((10, 10_000), (10_000, 100_000), 20_000, 1_000, (10_000, 20_000), 3, 6.0)
+QUICK = Size(
+    (10, 10_000), (10_000, 100_000), 20_000, 1_000, (10_000, 20_000), 3, 6.0, delays=(500, 3.0), timers=100_000
+)
 
 
 @frozen

@@ -40,6 +40,10 @@ class Ground(Protocol):
         """A time as SQL."""
         ...
 
+    def after(self, at: datetime, seconds: str) -> str:
+        """A time so many seconds (SQL) later, as SQL."""
+        ...
+
     async def plan(self) -> str:
         """How the database finds a page of instances in flight."""
         ...
@@ -61,6 +65,9 @@ class _Lite:
 
     def moment(self, at: datetime) -> str:
         return str(sql.micros(at))
+
+    def after(self, at: datetime, seconds: str) -> str:
+        return f"{sql.micros(at)} + ({seconds}) * 1000000"
 
     async def plan(self) -> str:
         values = {"workflow": "light", "status": "running", "after": "", "states": None, "before": None}
@@ -84,6 +91,9 @@ class _Server:
 
     def moment(self, at: datetime) -> str:
         return f"to_timestamp({(at - _EPOCH).total_seconds()})"
+
+    def after(self, at: datetime, seconds: str) -> str:
+        return f"to_timestamp({(at - _EPOCH).total_seconds()} + ({seconds}))"
 
     async def plan(self) -> str:
         values = ("light", "", None, None, None, Int8(100), ["running"])

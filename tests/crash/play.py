@@ -351,6 +351,12 @@ class Cast:
         await self.do("close", m.send("o-1", Event.CLOSE, key="close"))
         await self.do("back a step", m.compensate("o-2", State.PAID, key="step"))
         await self.rest("o-2")
+        await self.do("third", m.send("o-3", Event.PAY, key="third", start=Order()))
+        await self.do("pause", m.pause("o-3", "lunch", key="pause"))
+        await self.do("unpause", m.unpause("o-3", key="unpause"))
+        await self.do("cancel", m.cancel("o-3", "fraud", key="cancel", compensate=True))
+        await self.do("cancel again", m.cancel("o-3", key="cancel", compensate=True))
+        await self.rest("o-3")
 
     async def rest(self, id: str) -> None:
         """What failed is tried again when its time has come."""

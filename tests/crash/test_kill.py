@@ -20,7 +20,7 @@ from workflow.testing import replay
 
 ROOT = Path(__file__).parents[2]
 DISTINCT = 40
-IDS = ("o-1", "o-2")
+IDS = ("o-1", "o-2", "o-3")
 Trace = list[tuple[str, str, str]]
 
 
@@ -56,7 +56,7 @@ def zygote(request: pytest.FixtureRequest) -> Iterator[Zygote]:
         process.stdin.close()
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_kill_at_any_boundary_loses_nothing_and_doubles_nothing(tmp_path: Path, zygote: Zygote) -> None:
     """Whatever boundary a process is killed at, the next one on the store finishes the work as if nothing had happened."""
     zygote.order(tmp_path / "whole", None)

@@ -175,20 +175,20 @@ async def test_a_commit_over_several_instances_flies_alone():
 
 
 async def test_two_writers_share_a_long_queue():
-    """From 16 waiting commits on each idle writer takes its share; fewer go in one flight."""
+    """From `SPLIT` waiting commits on each idle writer takes its share; fewer go in one flight."""
     disk = Disk(hold=True)
     queue = Batch(disk, writers=2)
-    calls = [one(queue, f"i-{n}") for n in range(16)]
+    calls = [one(queue, f"i-{n}") for n in range(64)]
     await turns()
-    assert [len(flight) for flight in disk.flights] == [8, 8]
+    assert [len(flight) for flight in disk.flights] == [32, 32]
     assert sorted(disk.writers) == [0, 1]
     for n in range(2):
         await disk.land(n)
-    calls += [one(queue, f"i-{n}") for n in range(15)]
+    calls += [one(queue, f"i-{n}") for n in range(63)]
     await turns()
-    assert [len(flight) for flight in disk.flights] == [8, 8, 15]
+    assert [len(flight) for flight in disk.flights] == [32, 32, 63]
     await disk.land(2)
-    assert await asyncio.gather(*calls) == [[DONE]] * 31
+    assert await asyncio.gather(*calls) == [[DONE]] * 127
 
 
 async def test_a_flight_has_a_largest_size(monkeypatch):

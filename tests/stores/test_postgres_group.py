@@ -81,8 +81,8 @@ def transactions(url: str) -> int:
 
 
 async def test_two_writers_share_the_queue(store, flights):
-    """With sixteen or more waiting each takes its share; fewer go out together."""
-    for many, shares in ((64, [32, 32]), (16, [8, 8]), (15, [15])):
+    """With 64 or more waiting each takes its share; fewer go out together."""
+    for many, shares in ((100, [50, 50]), (64, [32, 32]), (63, [63])):
         flights.groups.clear()
         await asyncio.gather(*(started(store, f"{many}-{n}") for n in range(many)))
         assert [size for _, size in flights.groups] == shares

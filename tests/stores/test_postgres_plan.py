@@ -7,16 +7,17 @@ import json
 import random
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 import pytest
+from msgspec.structs import replace
 from psycopg import AsyncConnection, sql
 
 from stores import PostgresStore, postgres
 from tests.server import Server
-from workflow.record import QUEUE, Committed, Query
-from workflow.testing.conformance.rows import FLOW, ME, MINUTE, NOON, commit, lease_of, move, queue, touch
+from workflow.record import QUEUE, Committed, Lease, Put, Query
+from workflow.testing.conformance.rows import FLOW, ME, MINUTE, NOON, commit, lease_of, move, queue, timer, touch
 from workflow.testing.conformance.suite import done, one, started
 
 LONG = 100_000
@@ -170,6 +171,22 @@ class Verbs:
     async def load(self) -> None:
         await self.store.load(FLOW, ["long", *(f"i-{n:07}" for n in random.sample(range(1, 200_000), 63))])
 
+    async def load_rows(self) -> None:
+        await self.store.load(FLOW, ["long", *(f"i-{n:07}" for n in random.sample(range(1, 200_000), 63))], rows=True)
+
+    async def fire(self) -> None:
+        """Timers of 64 instances: claimed by hand, fired, and once more in vain."""
+        lease = Lease(token=ME, seq=1, number=0, attempt=1, name="t")
+        ids = self.ids(64)
+        await self.store.append([commit(touch(id, 1, puts=[fired(NOON)])) for id in ids])
+        for _ in range(2):
+            moves = [move(id, 1, lease=lease, drops=["t"], puts=[timer("t-2", NOON, seq=2)]) for id in ids]
+            await self.store.append([commit(each) for each in moves])
+        await self.store.append([commit(touch(id, 2, lease=lease, drops=["t"])) for id in ids])
+
+    async def erase(self) -> None:
+        await one(self.store, commit(replace(move(self.ids(1)[0], 1, "new"), erase=True)))
+
     async def history(self) -> None:
         await self.store.history(FLOW, "i-0000777")
         await self.store.history(FLOW, "long", 50_000, 100)
@@ -210,6 +227,11 @@ class Verbs:
             await transaction.append([commit(move(self.ids(1)[0], 1, "new")), commit(move("long", 7))])
 
 
+def fired(at: datetime) -> Put:
+    """A timer that the caller has claimed."""
+    return replace(timer("t", at), token=ME, attempt=1)
+
+
 MOST = {
     "group": 64 * 30,
     "group_that_owes": 64 * 60,
@@ -220,12 +242,15 @@ MOST = {
     "refused": 64 * 40,
     "whole": 60,
     "load": 64 * 20,
+    "load_rows": 64 * 20,
+    "fire": 64 * 120,
+    "erase": 60,
     "history": 30,
     "recall": 12,
     "claim": 100 * 30,
     "claim_from_the_dead": 20 * 30,
     "renew": 64 * 30,
-    "next_due": 220 * 2,
+    "next_due": 90,
     "find": 60,
     "find_any": 20,
     "read": 60,

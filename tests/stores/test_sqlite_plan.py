@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from stores import SQLiteStore, sql
 from workflow.record import QUEUE, Committed, Conflicted, Duplicate, Query
@@ -18,7 +19,7 @@ from workflow.testing.conformance.suite import loaded, one
 STATEMENTS = {
     name: text
     for name, text in vars(sql).items()
-    if isinstance(text, str) and text.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
+    if isinstance(text, str) and text.strip().startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH"))
 }
 SORTED = {"ORPHAN_DUE"}
 """Statements that may sort what they found: the rows of one dead process."""
@@ -39,9 +40,10 @@ def test_no_statement_scans_a_table(tables, name):
     """Planned on empty tables without statistics, every statement finds its rows by an index."""
     text = STATEMENTS[name]
     words = dict.fromkeys(re.findall(r":(\w+)", text), "")
-    rows = tables.execute(f"EXPLAIN QUERY PLAN {text}", words or [""] * text.count("?")).fetchall()
+    marks = len(set(re.findall(r"\?\d+", text))) or text.count("?")
+    rows = tables.execute(f"EXPLAIN QUERY PLAN {text}", words or [""] * marks).fetchall()
     for *_, step in rows:
-        assert not step.startswith("SCAN") or step.startswith(("SCAN json_each", "SCAN CONSTANT")), step
+        assert not step.startswith("SCAN") or step.startswith(("SCAN json_each", "SCAN CONSTANT", "SCAN owner")), step
         assert "TEMP B-TREE" not in step or name in SORTED, step
 
 
@@ -122,6 +124,34 @@ async def test_looking_for_due_work_costs_what_is_due(tmp_path):
                 assert (await store.next_due({FLOW: 1}, NOON)).tokens == {ME}
             costs.append(said)
         assert costs[0]["statements"] == costs[1]["statements"]
+        assert costs[1]["steps"] <= costs[0]["steps"] + 5
+
+
+async def test_looking_for_owners_costs_the_owners(tmp_path):
+    """Ten thousand leases of three owners cost a look as much as ten."""
+    async with SQLiteStore(tmp_path / "owners.db") as store:
+        costs: list[Counter[str]] = []
+        for crowd in (10, 10_000):
+            leases = [replace(timer(f"t{n}", NOON), token=f"token-{n % 3}") for n in range(crowd)]
+            await one(store, commit(touch("a", 0, puts=leases)))
+            async with traced(store) as said:
+                assert len((await store.next_due({FLOW: 1}, NOON)).tokens) == 3
+            costs.append(said)
+        assert costs[1]["steps"] <= costs[0]["steps"] + 5
+
+
+async def test_an_instance_of_many_rows_costs_its_rows(tmp_path):
+    """All due rows of one instance are found by its id, whatever others have."""
+    async with SQLiteStore(tmp_path / "rows.db") as store:
+        await one(store, commit(move("a", 0, puts=[timer("t", NOON)])))
+        costs: list[Counter[str]] = []
+        for crowd in (10, 10_000):
+            await one(store, commit(touch("b", 0, puts=[timer(f"t{n}", NOON) for n in range(crowd)])))
+            async with traced(store) as said:
+                (found,) = await store.load(FLOW, ["a"], rows=True)
+                assert found is not None
+                assert [row.name for row in found.rows] == ["t"]
+            costs.append(said)
         assert costs[1]["steps"] <= costs[0]["steps"] + 5
 
 

@@ -17,7 +17,9 @@ from stores import MemoryStore, PostgresStore, SQLiteStore
 from workflow import (
     ANY,
     STAY,
+    After,
     Deny,
+    Due,
     Edge,
     GuardRejected,
     HookFailed,
@@ -29,6 +31,8 @@ from workflow import (
     Permanent,
     Resumed,
     Retry,
+    Schedule,
+    ScheduleState,
     Spec,
     Status,
     Store,
@@ -140,6 +144,15 @@ class Printer:
 
 OPEN = frozenset({OrderState.CREATED, OrderState.PAID})
 
+
+def until_shipped(m: OrderMove) -> timedelta | None:
+    return timedelta(days=m.context.total) if m.context.total else None
+
+
+def at_noon(m: OrderMove) -> datetime:
+    return m.at.replace(hour=12)
+
+
 with_alias = Spec[OrderState, OrderEvent, Order](
     "order",
     initial=OrderState.CREATED,
@@ -159,6 +172,11 @@ with_alias = Spec[OrderState, OrderEvent, Order](
     on_exit={OrderState.PAID: (log, partial(notify, channel="pager"))},
     compensators={OrderState.PAID: log, OrderState.SHIPPED: [log, reserve]},
     retry=Retry(attempts=3, first=timedelta(seconds=2), factor=1.5, max=timedelta(minutes=1), jitter=0, on=OSError),
+    timeouts={
+        OrderState.CREATED: After(timedelta(hours=24), OrderEvent.CANCEL),
+        OrderState.PAID: [After(until_shipped, OrderEvent.CANCEL), After(at_noon, OrderEvent.NOTE, name="noon")],
+    },
+    on_failure=OrderEvent.CANCEL,
     renames={"payed": OrderState.PAID},
     version=2,
     max_chain=10,
@@ -176,6 +194,16 @@ bare = Spec[OrderState, OrderEvent, Order](
         Edge(OPEN, OrderEvent.PAY, STAY, guard=is_open),
         Edge(ANY, OrderEvent.CANCEL, OrderState.CANCELLED, assign=lambda m: evolve(m.context, received=0)),
     ],
+)
+
+
+with_lambda = Spec[OrderState, OrderEvent, Order](
+    "order",
+    initial=OrderState.CREATED,
+    final=[OrderState.SHIPPED, OrderState.CANCELLED],
+    edges=bare.edges,
+    context=Order,
+    timeouts={OrderState.CREATED: After(lambda m: timedelta(seconds=m.context.total), OrderEvent.CANCEL)},
 )
 
 
@@ -297,6 +325,33 @@ own: Transactional = SQLiteStore("orders.db")
 theirs: Transactional = PostgresStore("postgresql://db/orders", schema="orders", pool=4, pooler=True)
 plain: Store = own
 
+# --- schedules ------------------------------------------------------------------------------------
+
+
+def nightly(tick: datetime) -> tuple[str, Order]:
+    return f"nightly-{tick:%F}", Order(total=0)
+
+
+def reminder(tick: datetime) -> tuple[str, OrderEvent, Payment]:
+    return "o-1", OrderEvent.PAY, Payment(tick.day)
+
+
+every_night = Schedule("nightly", "0 2 * * *", tz="Europe/Berlin", start=nightly, catch_up="all")
+every_month = Schedule("monthly", "0 8 1 * *", send=reminder)
+
+
+async def scheduled(store: Store) -> None:
+    hourly = Schedule("hourly", "0 * * * *", start=lambda tick: (f"{tick:%F %H}", Order(tick.hour)))
+    async with Manager(with_alias, store, schedules=[every_night, every_month, hourly]) as orders:
+        assert_type(orders, Manager[OrderState, OrderEvent, Order])
+        states = await orders.schedules()
+        assert_type(states, list[ScheduleState])
+        print([(state.name, state.cron, state.tz, state.next_at, state.last_at, state.error) for state in states])
+        assert_type(await orders.pause_schedule("nightly", "holidays"), ScheduleState)
+        assert (await orders.unpause_schedule("nightly")).paused is False
+        assert_type(await orders.trigger("nightly"), datetime)
+
+
 # --- the manager ----------------------------------------------------------------------------------
 
 
@@ -314,6 +369,10 @@ async def run(store: Store) -> None:
         await orders.send("o-3", OrderEvent.PAY, start=True)
         if isinstance(store, Transactional):
             await together(orders, store, object())
+        due = await orders.send_later("o-1", OrderEvent.CANCEL, after=timedelta(hours=1), key="reminder")
+        assert_type(due, Due)
+        await orders.send_later("o-1", OrderEvent.PAY, Payment(1), at=due.at)
+        assert_type(await orders.cancel_later(due), bool)
         undone = await orders.compensate("o-1", OrderState.CREATED, key="undo", timeout=30.0)
         undone = await orders.compensate("o-1", to=OrderState.CREATED)
         assert_type(undone.transition.undoes, int | None)

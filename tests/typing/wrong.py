@@ -5,13 +5,13 @@ A line without such a comment must not be reported. Only read by the checkers (s
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from attrs import frozen
 
 from stores import MemoryStore
-from workflow import ANY, STAY, Deny, Edge, Manager, Move, Retry, Spec, Then, Transactional
+from workflow import ANY, STAY, After, Deny, Edge, Manager, Move, Retry, Schedule, Spec, Then, Transactional
 from workflow.diagram import mermaid
 from workflow.testing import paths, replay
 
@@ -68,6 +68,18 @@ def makes_other_context(m: OrderMove) -> Other:
 
 async def assigns_later(m: OrderMove) -> Order:
     return m.context
+
+
+def starts_other(tick: datetime) -> tuple[str, Other]:
+    return f"{tick:%F}", Other(1)
+
+
+def sends_other(tick: datetime) -> tuple[str, OtherEvent, None]:
+    return f"{tick:%F}", OtherEvent.PAY, None
+
+
+async def starts_later(tick: datetime) -> tuple[str, Order]:
+    return f"{tick:%F}", Order(1)
 
 
 def returns_number(m: OrderMove) -> int:
@@ -134,6 +146,8 @@ order = Spec[OrderState, OrderEvent, Order](
     on_exit={CREATED: returns_other_event_later},  # WRONG pyright=reportArgumentType mypy=dict-item
     compensators={PAID: returns_event},  # WRONG pyright=reportArgumentType mypy=dict-item
     payloads={OtherEvent.PAY: int},  # WRONG pyright=reportArgumentType mypy=dict-item
+    timeouts={CREATED: After(timedelta(1), OtherEvent.PAY)},  # WRONG pyright=reportArgumentType mypy=arg-type
+    on_failure=OtherEvent.PAY,  # WRONG pyright=reportArgumentType mypy=arg-type
     retry=3,  # WRONG pyright=reportArgumentType mypy=arg-type
     renames={"old": OtherState.CREATED},  # WRONG pyright=reportArgumentType mypy=dict-item
     version="1",  # WRONG pyright=reportArgumentType mypy=arg-type
@@ -201,6 +215,11 @@ def uses_the_move(m: OrderMove) -> None:
 async def run(orders: Manager[OrderState, OrderEvent, Order]) -> None:
     Manager(bare, "orders.db")  # WRONG pyright=reportArgumentType mypy=arg-type
     Manager(bare, MemoryStore(), lease=30)  # WRONG pyright=reportArgumentType mypy=arg-type
+    Manager(bare, MemoryStore(), schedules=[Schedule("n", "0 2 * * *", start=starts_other)])  # WRONG pyright=reportArgumentType mypy=misc
+    Manager(bare, MemoryStore(), schedules=[Schedule("n", "0 2 * * *", send=sends_other)])  # WRONG pyright=reportArgumentType mypy=misc
+    Manager(bare, MemoryStore(), schedules=[Schedule("n", "0 2 * * *", start=starts_later)])  # WRONG pyright=reportArgumentType mypy=arg-type
+    Schedule("n", "0 2 * * *", start=starts_other, catch_up="two")  # WRONG pyright=reportArgumentType mypy=arg-type
+    Schedule("n", "0 2 * * *", "UTC", start=starts_other)  # WRONG pyright=reportCallIssue mypy=call-arg
     await orders.start("o-1", Other(1))  # WRONG pyright=reportArgumentType mypy=arg-type
     await orders.start(1, Order(1))  # WRONG pyright=reportArgumentType mypy=arg-type
     await orders.start("o-1", Order(1), labels=["north"])  # WRONG pyright=reportArgumentType mypy=arg-type

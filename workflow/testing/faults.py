@@ -98,9 +98,9 @@ class Faults:
         """See `Store.append`."""
         return await self._call("append", lambda: self.store.append(commits, timeout=timeout))
 
-    async def load(self, workflow: str, ids: Sequence[str]) -> Sequence[Loaded | None]:
+    async def load(self, workflow: str, ids: Sequence[str], *, rows: bool = False) -> Sequence[Loaded | None]:
         """See `Store.load`."""
-        return await self._call("load", lambda: self.store.load(workflow, ids))
+        return await self._call("load", lambda: self.store.load(workflow, ids, rows=rows))
 
     async def history(self, workflow: str, id: str, after: int = 0, limit: int | None = None) -> Sequence[Line]:
         """See `Store.history`."""

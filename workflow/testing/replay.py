@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from attrs import define, field
 
 from workflow.errors import IllegalTransition
+from workflow.lifecycle import FOLLOWS
 from workflow.record import Instance, Kind, Status, Transition
 from workflow.spec import C, E, S, Spec
 from workflow.word import word
@@ -21,16 +22,17 @@ Lines: TypeAlias = Sequence[Transition[S, E, C]]
 _Line: TypeAlias = Transition[Any, Any, Any]
 
 _UNDOABLE = frozenset({Status.RUNNING, Status.FINISHED, Status.FAILED})
-_FREED = frozenset({Status.RUNNING, Status.FINISHED, Status.FAILED})
+_GOING = frozenset({Status.RUNNING, Status.FINISHED})
 _SET: Mapping[str, frozenset[Status]] = {
     Kind.PAUSE: frozenset({Status.PAUSED}),
-    Kind.UNPAUSE: _FREED,
-    Kind.RETRY: _FREED,
-    Kind.SKIP: _FREED,
+    Kind.UNPAUSE: _GOING,
+    Kind.RETRY: _GOING,
+    Kind.SKIP: _GOING,
     Kind.CANCEL: frozenset({Status.CANCELLED}),
     Kind.ERASE: frozenset({Status.ERASED}),
 }
 """Which status these kinds may leave behind; all others keep the status they find, or fail it."""
+_OVER = frozenset({Status.CANCELLED, Status.ERASED})
 
 
 def replay(spec: Spec[S, E, C], history: Lines[S, E, C]) -> Instance[S, C]:
@@ -183,7 +185,9 @@ class _Run:
     def _misnamed(self, line: _Line) -> str | None:
         if line.kind == Kind.UPDATE:
             return _off("event", line.event, None)
-        return "it does not name the event" if line.kind == Kind.REFUSED and line.event is None else None
+        if line.kind == Kind.REFUSED and line.event is None and self.status != Status.CANCELLED:
+            return "it does not name the event"  # after a cancel it may be an update that came too late
+        return None
 
     def _unset(self, line: _Line) -> str | None:
         """Is the status one that this kind of line cannot leave behind?"""
@@ -191,8 +195,13 @@ class _Run:
         impossible = Status.RUNNING if final else Status.FINISHED
         allowed = _SET.get(line.kind)
         if allowed is None:
-            fails = line.kind in (Kind.REFUSED, Kind.FAIL) and line.status == Status.FAILED
+            late = line.kind == Kind.REFUSED and self.status == Status.CANCELLED
+            if self.status in _OVER and not late:
+                return f"it is {self.status}"
+            fails = line.kind in (Kind.REFUSED, Kind.FAIL) and line.status == Status.FAILED and not late
             return None if fails else _off("status", line.status, self.status)
+        if self.status not in FOLLOWS[line.kind]:
+            return f"it is {self.status}"
         if line.status in allowed and line.status != impossible:
             return None
         return f"its status {_said(line.status)} is not what it leads to in {self.state!r}"

@@ -15,7 +15,9 @@ from .lease import Leasing, Renewing
 from .life import Opening, Sharing, Waiting
 from .read import Feeding, Finding, Loading
 from .repeat import Keys, Repeating
+from .timer import Naming, Timing
 from .together import Transacting
+from .whole import Erasing, Gathering
 
 
 class StoreConformance(
@@ -26,10 +28,14 @@ class StoreConformance(
     Repeating,
     Leasing,
     Renewing,
+    Naming,
+    Timing,
     Owing,
     Claiming,
     Waking,
     Loading,
+    Gathering,
+    Erasing,
     Finding,
     Feeding,
     Opening,

@@ -193,15 +193,15 @@ class Claiming(Suite):
             assert sorted(row.id for row in rows) == ["a", "b"]
             assert all((row.token, row.attempt, row.at) == (ME, 2, NOON + MINUTE) for row in rows)
 
-    async def test_the_dead_stand_in_the_same_line(self) -> None:
-        """Due rows and rows of the dead are taken together, earliest first, up to the limit."""
+    async def test_the_dead_are_served_first(self) -> None:
+        """What they had begun was due before what is due now, whenever their leases would have ended."""
         async with self.opened() as store:
             await started(store, "a", queue(1, token="dead"))
             await started(store, "b", timer("t", NOON))
             await started(store, "c", timer("u", NOON - SECOND))
             taken = await claimed(store, NOON, dead=["dead"], limit=2)
-            assert [row.id for row in taken] == ["c", "b"]
-            assert [row.id for row in await claimed(store, NOON, dead=["dead"])] == ["a"]
+            assert [row.id for row in taken] == ["a", "c"]
+            assert [row.id for row in await claimed(store, NOON, dead=["dead"])] == ["b"]
 
     async def test_a_row_both_due_and_of_the_dead_is_taken_once(self) -> None:
         """One row, one claim."""

@@ -119,7 +119,7 @@ def timer(name: str, at: datetime, *, seq: int = 1, version: int = 1, held: bool
 
 def lease_of(row: Due) -> Lease:
     """What a commit that settles this row expects."""
-    return Lease(token=row.token, seq=row.seq, number=row.number, attempt=row.attempt)
+    return Lease(token=row.token, seq=row.seq, number=row.number, attempt=row.attempt, name=row.name)
 
 
 def place(row: Due) -> tuple[str, str, str]:

@@ -61,6 +61,13 @@ async def loaded(store: Book, id: str, workflow: str = FLOW) -> Loaded:
     return found
 
 
+async def timers(store: Book, id: str, workflow: str = FLOW) -> dict[str, Due]:
+    """All due rows of the instance by name, in order."""
+    (found,) = await store.load(workflow, [id], rows=True)
+    assert found is not None, f"{id!r} is not there"
+    return {row.name: row for row in found.rows}
+
+
 async def seqs(store: Book, id: str, workflow: str = FLOW) -> list[int]:
     """Numbers of the instance's lines."""
     return [line.seq for line in await store.history(workflow, id)]
