@@ -330,7 +330,7 @@ async def test_the_log_of_failures(memory, clock, caplog):
         ("ERROR", "effect_gave_up"),
     ]
     last = caplog.records[-1]
-    assert last.getMessage() == "b of flow i does not go on by itself: ValueError: b fails"
+    assert last.getMessage() == "b of flow i is given up: ValueError: b fails"
     assert last.exc_info is not None
 
 

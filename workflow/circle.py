@@ -5,8 +5,6 @@ Known within one process, over all its Managers; between processes timeouts brea
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeAlias
 
@@ -57,20 +55,27 @@ def closes(target: Node) -> bool:
     return frame is not None and frame.running and _reaches(target, frame.node)
 
 
-@contextmanager
-def waiting(target: Node) -> Generator[None]:
+class waiting:  # noqa: N801  # by hand as well: every send with effects enters one
     """Entered while the present hook, if this is one, waits for the effects of `target`."""
-    frame = _present.get()
-    if frame is None or not frame.running:
-        yield
-        return
-    frame.waits[target] = frame.waits.get(target, 0) + 1
-    try:
-        yield
-    finally:
-        frame.waits[target] -= 1
-        if not frame.waits[target]:
-            del frame.waits[target]
+
+    __slots__ = ("_frame", "_target")
+
+    def __init__(self, target: Node) -> None:
+        self._target = target
+
+    def __enter__(self) -> None:
+        frame = _present.get()
+        self._frame = frame if frame is not None and frame.running else None
+        if self._frame is not None:
+            waits = self._frame.waits
+            waits[self._target] = waits.get(self._target, 0) + 1
+
+    def __exit__(self, *raised: object) -> None:
+        if self._frame is not None:
+            waits = self._frame.waits
+            waits[self._target] -= 1
+            if not waits[self._target]:
+                del waits[self._target]
 
 
 def _reaches(start: Node, end: Node) -> bool:

@@ -166,7 +166,7 @@ class LoggingObserver(Observer):
 
     def effect_gave_up(self, fact: Ran) -> None:
         """At ERROR, with the traceback."""
-        message = "%s of %s %s does not go on by itself: %s"
+        message = "%s of %s %s is given up: %s"
         self._write("effect_gave_up", logging.ERROR, fact, message, fact.hook, fact.error)
 
     def lease_lost(self, fact: Ran) -> None:
