@@ -174,7 +174,7 @@ with_alias = Spec[OrderState, OrderEvent, Order](
     retry=Retry(attempts=3, first=timedelta(seconds=2), factor=1.5, max=timedelta(minutes=1), jitter=0, on=OSError),
     timeouts={
         OrderState.CREATED: After(timedelta(hours=24), OrderEvent.CANCEL),
-        OrderState.PAID: [After(until_shipped, OrderEvent.CANCEL), After(at_noon, OrderEvent.NOTE, name="noon")],
+        OrderState.PAID: [After(until_shipped, OrderEvent.CANCEL), After(at_noon, OrderEvent.SHIP, name="noon")],
     },
     on_failure=OrderEvent.CANCEL,
     renames={"payed": OrderState.PAID},
