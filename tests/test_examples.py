@@ -33,7 +33,8 @@ def run(*command: str | Path, cwd: Path) -> str:
         [sys.executable, *map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=50, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
+    heard = done.stderr.splitlines()  # psycopg's pool may say at the end that the server closed an idle connection
+    assert not [line for line in heard if not line.startswith("discarding closed connection")]
     return done.stdout
 
 
